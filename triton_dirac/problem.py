@@ -1,0 +1,67 @@
+"""A convolution problem: the sizes that every kernel, tuner and bench agrees on, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """Sizes of one 2-D convolution, named as in cuDNN's papers and CUTLASS.
+
+    ======= ==========================================================
+    N, C    batch, input channels
+    H, W    input height and width
+    K       output channels
+    R, S    filter height and width
+    P, Q    output height and width
+    ======= ==========================================================
+
+    ``padding`` is ``(top, bottom, left, right)``: "same" padding of an even window is uneven.
+    The input has shape (N, C, H, W), the weight (K, C / groups, R, S), the output (N, K, P, Q).
+    """
+
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    R: int
+    S: int
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @cached_property
+    def P(self) -> int:
+        top, bottom, _, _ = self.padding
+        return (self.H + top + bottom - self.dilation[0] * (self.R - 1) - 1) // self.stride[0] + 1
+
+    @cached_property
+    def Q(self) -> int:
+        _, _, left, right = self.padding
+        return (self.W + left + right - self.dilation[1] * (self.S - 1) - 1) // self.stride[1] + 1
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return (self.N, self.C, self.H, self.W)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return (self.K, self.C // self.groups, self.R, self.S)
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        return (self.N, self.K, self.P, self.Q)
+
+    @property
+    def identity_per_group(self) -> int:
+        """Filters of each group that have an identity term: min(K, C) / groups (``torch.nn.init.dirac_``)."""
+        return min(self.K, self.C) // self.groups
+
+    @property
+    def flops(self) -> int:
+        """2 x multiply-adds of fprop; dgrad and wgrad do the same number."""
+        return 2 * self.N * self.P * self.Q * self.K * (self.C // self.groups) * self.R * self.S

@@ -1,0 +1,1 @@
+"""How a kernel's tile is chosen: candidate configs, GPU targets, cost model, persisted picks."""

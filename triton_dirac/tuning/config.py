@@ -1,0 +1,29 @@
+"""One way to tile an implicit GEMM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tile of an implicit GEMM: block_m x block_n of the output per program, block_k of the sum per step.
+
+    ``loader`` is how the image operand is read: "gather" (pointers, any problem) or "tile" (tensor
+    descriptor, stride 1; TMA on sm_90 and newer). ``reason`` says what the config is for.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    loader: str = "gather"
+    group_m: int = 8
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """e.g. ``128x64x32 w4 s3 gather``"""
+        tile = f"{self.block_m}x{self.block_n}x{self.block_k}"
+        return f"{tile} w{self.num_warps} s{self.num_stages} {self.loader}"
