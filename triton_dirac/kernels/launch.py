@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import triton
+
+# Triton decides when a kernel is decorated, so what held at import is what holds.
+INTERPRETED: bool = triton.knobs.runtime.interpret
 
 @dataclass(frozen=True)
 class Launch:

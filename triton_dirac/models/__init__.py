@@ -1,0 +1,6 @@
+"""DiracNets as trainable modules, and the convolutions they are made of."""
+
+from triton_dirac.models.diracnet import diracnet, diracnet18, diracnet34
+from triton_dirac.models.problems import NamedProblem, conv_problems
+
+__all__ = ["NamedProblem", "conv_problems", "diracnet", "diracnet18", "diracnet34"]

@@ -1,0 +1,115 @@
+"""DiracNets (arXiv 1706.00388): very deep plain networks whose skip connections live inside the weights.
+
+    CIFAR:    conv3x3 -> BN -> ReLU -> G0 -> maxpool2 -> G1 -> maxpool2 -> G2 -> ReLU -> avgpool -> fc
+    ImageNet: conv7x7/2 -> BN -> maxpool3/2 -> G0 -> maxpool2 -> G1 -> maxpool2 -> G2 -> maxpool2 -> G3
+              -> ReLU -> avgpool -> fc
+
+A group is a row of blocks, a block is ReLU -> Dirac convolution 3x3 (no bias) -> BatchNorm.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from triton_dirac.modules import DiracConv2d
+
+
+def _block(in_channels: int, out_channels: int, backend: str) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            relu=nn.ReLU(),
+            conv=DiracConv2d(in_channels, out_channels, 3, padding=1, bias=False, backend=backend),
+            bn=nn.BatchNorm2d(out_channels),
+        )
+    )
+
+
+def _group(in_channels: int, out_channels: int, blocks: int, backend: str) -> nn.Sequential:
+    widths = [in_channels] + [out_channels] * blocks
+    return nn.Sequential(
+        OrderedDict((f"block{i}", _block(widths[i], widths[i + 1], backend)) for i in range(blocks))
+    )
+
+
+class DiracNet(nn.Module):
+    """A DiracNet: a plain stem, groups of Dirac blocks with max-pooling between them, a linear classifier.
+
+    Args:
+        stem: the layers before the first group; their last convolution makes ``widths[0]`` channels.
+        widths: output channels of each group.
+        blocks: blocks of each group.
+        num_classes: outputs of the classifier.
+        backend: of the Dirac convolutions, as ``dirac_conv2d``'s.
+
+    Input (N, 3, H, W), output (N, num_classes).
+    """
+
+    def __init__(
+        self, stem: nn.Sequential, widths: list[int], blocks: list[int], num_classes: int, backend: str
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.groups = nn.ModuleList(
+            _group(before, after, count, backend)
+            for before, after, count in zip([widths[0], *widths], widths, blocks, strict=False)
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.fc = nn.Linear(widths[-1], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        for index, group in enumerate(self.groups):
+            features = group(self.pool(features) if index else features)
+        return self.fc(torch.relu(features).mean((2, 3)))
+
+
+def diracnet(depth: int = 28, width: int = 10, num_classes: int = 10, *, backend: str = "auto") -> DiracNet:
+    """The CIFAR net DiracNet-depth-width for 32 x 32 images; depth is 6n + 4.
+
+    >>> sum(p.numel() for p in diracnet(28, 10, 10).parameters())
+    36450090
+    """
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError(f"depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 34, ...), got {depth!r}")
+    if width < 1:
+        raise ValueError(f"width must be a positive integer, got {width!r}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
+    widths = [base * width for base in (16, 32, 64)]
+    stem = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
+            bn=nn.BatchNorm2d(widths[0]),
+            relu=nn.ReLU(),
+        )
+    )
+    return DiracNet(stem, widths, [2 * ((depth - 4) // 6)] * 3, num_classes, backend)
+
+
+def _imagenet(blocks: list[int], num_classes: int, backend: str) -> DiracNet:
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
+    stem = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
+            bn=nn.BatchNorm2d(64),
+            pool=nn.MaxPool2d(3, stride=2, padding=1),
+        )
+    )
+    return DiracNet(stem, [64, 128, 256, 512], blocks, num_classes, backend)
+
+
+def diracnet18(num_classes: int = 1000, *, backend: str = "auto") -> DiracNet:
+    """The ImageNet net DiracNet-18 for 224 x 224 images: 11.52M parameters."""
+    return _imagenet([4, 4, 4, 4], num_classes, backend)
+
+
+def diracnet34(num_classes: int = 1000, *, backend: str = "auto") -> DiracNet:
+    """The ImageNet net DiracNet-34 for 224 x 224 images: 21.64M parameters."""
+    return _imagenet([6, 8, 12, 6], num_classes, backend)

@@ -1,0 +1,53 @@
+"""The convolutions of a network, read from the network itself."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from triton_dirac.modules import DiracConv2d
+from triton_dirac.problem import ConvProblem
+
+
+class NamedProblem(NamedTuple):
+    """One convolution of a network: the module's name, "dirac" or "plain", and its sizes."""
+
+    name: str
+    kind: str
+    problem: ConvProblem
+
+
+def conv_problems(model: nn.Module, image_size: int, batch: int) -> list[NamedProblem]:
+    """Every 2-D convolution of ``model`` in the order it runs, for ``batch`` images of image_size x image_size.
+
+    Shapes only: the model is run on the "meta" device, without data, memory or time.
+    """
+    found: list[NamedProblem] = []
+
+    def record(name: str):
+        def hook(module: nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            n, c, h, w = inputs[0].shape
+            vertical, horizontal = module.padding
+            problem = ConvProblem(
+                *(n, c, h, w),
+                module.out_channels,
+                *module.kernel_size,
+                module.stride,
+                (vertical, vertical, horizontal, horizontal),
+                module.dilation,
+                module.groups,
+            )
+            found.append(NamedProblem(name, "dirac" if isinstance(module, DiracConv2d) else "plain", problem))
+
+        return hook
+
+    twin = copy.deepcopy(model).to("meta").eval()
+    for name, module in twin.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(record(name))
+    with torch.no_grad():
+        twin(torch.empty(batch, 3, image_size, image_size, device="meta"))
+    return found

@@ -1,0 +1,381 @@
+"""The Triton kernels as PyTorch operators: ``torch.ops.triton_dirac.*``.
+
+Each operator has an exact schema, a fake kernel (shapes without data, for torch.compile and export), a
+gradient, an autocast rule and a FLOP formula, and is opaque to the compiler: eager, compiled and interpreted
+runs all take the same path. Gradients of gradients come from the operator's twin in ``torch_backend``.
+
+The eager entry points at the end of the file skip PyTorch's dispatcher, which costs more host time than the
+launch, when nothing needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from triton_dirac import torch_backend
+from triton_dirac.kernels.conv_dgrad import dgrad
+from triton_dirac.kernels.conv_fprop import fprop
+from triton_dirac.kernels.conv_wgrad import wgrad
+from triton_dirac.kernels.weight_prep import weight_prep as launch_weight_prep
+from triton_dirac.kernels.weight_prep import weight_prep_backward as launch_weight_prep_backward
+from triton_dirac.problem import ConvProblem
+
+NAMESPACE = "triton_dirac"
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+_GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
+
+
+@lru_cache(maxsize=4096)
+def _problem(image_shape, weight_shape, stride, padding, dilation, groups) -> ConvProblem:
+    (n, c, h, w), (k, _, r, s) = image_shape, weight_shape
+    return ConvProblem(n, c, h, w, k, r, s, stride, padding, dilation, groups)
+
+
+def problem_of(
+    image_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> ConvProblem:
+    """The (cached) problem; ``padding`` is (top, bottom, left, right)."""
+    geometry = tuple(stride), tuple(padding), tuple(dilation), groups
+    return _problem(tuple(image_shape), tuple(weight_shape), *geometry)
+
+
+def _symbolic_problem(image_shape, weight_shape, stride, padding, dilation, groups) -> ConvProblem:
+    """The same for symbolic sizes, which must not be kept in a cache."""
+    geometry = tuple(stride), tuple(padding), tuple(dilation), groups
+    return _problem.__wrapped__(tuple(image_shape), tuple(weight_shape), *geometry)
+
+
+def _define(signature: str, run: Callable, fake: Callable) -> Callable:
+    name = signature.split("(")[0]
+    _library.define(signature, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CUDA", "CPU"):
+        _library.impl(name, run, key)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _twin_gradient(twin: Callable) -> tuple[Callable, Callable]:
+    """(backward, setup_context) of an operator whose gradient is that of a torch function of equal arguments."""
+
+    def setup_context(ctx, inputs, output):
+        ctx.places = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.rest = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.save_for_backward(*(inputs[i] for i in ctx.places))
+
+    def backward(ctx, *grads):
+        with torch.enable_grad():
+            arguments = list(ctx.rest)
+            for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+                arguments[place] = tensor.view_as(tensor)  # a new node: gradients stop here, not at a leaf
+            outputs = twin(*arguments)
+            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            wanted = [place for place in ctx.places if ctx.needs_input_grad[place]]
+            pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad and g is not None]
+            found = torch.autograd.grad(
+                [o for o, _ in pairs],
+                [arguments[place] for place in wanted],
+                [g for _, g in pairs],
+                create_graph=torch.is_grad_enabled(),
+                allow_unused=True,
+            )
+        result: list[Tensor | None] = [None] * len(arguments)
+        for place, gradient in zip(wanted, found, strict=True):
+            result[place] = gradient
+        return tuple(result)
+
+    return backward, setup_context
+
+
+def _register_gradient(name: str, backward: Callable, setup_context: Callable) -> None:
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
+    )
+
+
+def _channels_last(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(
+        tuple(shape), dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether the tensors are ordinary ones and nothing is tracing: the dispatcher has nothing to add."""
+    return torch._C._len_torch_dispatch_stack() == 0 and all(
+        tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors
+    )
+
+
+# --- weight preparation -----------------------------------------------------------------------------------
+
+
+def _prep_run(weight, alpha, beta, eps, identity, dtype, channels_last, groups):
+    return launch_weight_prep(
+        weight,
+        alpha,
+        beta,
+        eps=eps,
+        identity=identity,
+        dtype=dtype,
+        channels_last=channels_last,
+        groups=groups,
+    )
+
+
+def _prep_fake(weight, alpha, beta, eps, identity, dtype, channels_last, groups):
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = formats.get(weight.dim(), torch.contiguous_format) if channels_last else torch.contiguous_format
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device, memory_format=layout)
+    norm_dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return out, weight.new_empty((weight.shape[0],), dtype=norm_dtype)
+
+
+def _prep_backward_run(grad, weight, alpha, beta, norm, eps, identity, groups):
+    return launch_weight_prep_backward(
+        grad, weight, alpha, beta, norm, eps=eps, identity=identity, groups=groups
+    )
+
+
+def _prep_backward_fake(grad, weight, alpha, beta, norm, eps, identity, groups):
+    return torch.empty_like(weight), torch.empty_like(alpha), torch.empty_like(beta)
+
+
+def _prep_backward_twin(grad, weight, alpha, beta, norm, eps, identity, groups):
+    norm = torch_backend.row_norms(weight)  # the saved one is a constant; its dependence on W is part of this
+    return torch_backend.dirac_weight_backward(
+        grad, weight, alpha, beta, norm, eps=eps, identity=identity, groups=groups
+    )
+
+
+_weight_prep = _define(
+    "weight_prep(Tensor weight, Tensor alpha, Tensor beta, float eps, bool identity, ScalarType dtype, "
+    "bool channels_last, SymInt groups) -> (Tensor, Tensor)",
+    _prep_run,
+    _prep_fake,
+)
+_weight_prep_backward = _define(
+    "weight_prep_backward(Tensor grad, Tensor weight, Tensor alpha, Tensor beta, Tensor norm, float eps, "
+    "bool identity, SymInt groups) -> (Tensor, Tensor, Tensor)",
+    _prep_backward_run,
+    _prep_backward_fake,
+)
+
+
+def _prep_setup(ctx, inputs, output):
+    weight, alpha, beta, ctx.eps, ctx.identity, _, _, ctx.groups = inputs
+    ctx.save_for_backward(weight, alpha, beta, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _prep_backward(ctx, grad, _):
+    weight, alpha, beta, norm = ctx.saved_tensors
+    backward = _prep_backward_run if _may_launch(grad, weight) else _weight_prep_backward
+    gradients = backward(grad, weight, alpha, beta, norm, ctx.eps, ctx.identity, ctx.groups)
+    return *gradients, None, None, None, None, None
+
+
+_register_gradient("weight_prep", _prep_backward, _prep_setup)
+_register_gradient("weight_prep_backward", *_twin_gradient(_prep_backward_twin))
+
+
+# --- convolution ------------------------------------------------------------------------------------------
+
+
+def _launched_precision(precision: str, dtype: torch.dtype) -> str:
+    """What tl.dot is told. "default" is read when a kernel is launched, as torch does for its own."""
+    if dtype != torch.float32:
+        return "ieee"
+    if precision != "default":
+        return precision
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+
+
+def _conv_run(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision):
+    problem = problem_of(image.shape, weight.shape, stride, padding, dilation, groups)
+    return fprop(image, weight, bias, alpha, problem, relu=relu, precision=_launched_precision(precision, image.dtype))
+
+
+def _conv_fake(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision):
+    problem = _symbolic_problem(image.shape, weight.shape, stride, padding, dilation, groups)
+    return _channels_last(problem.output_shape, image)
+
+
+def _dgrad_run(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision):
+    problem = problem_of(image_shape, weight.shape, stride, padding, dilation, groups)
+    return dgrad(grad, weight, alpha, problem, precision=_launched_precision(precision, grad.dtype))
+
+
+def _dgrad_fake(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision):
+    return _channels_last(image_shape, grad)
+
+
+def _dgrad_twin(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision):
+    problem = _symbolic_problem(image_shape, weight.shape, stride, padding, dilation, groups)
+    image = grad.new_zeros(tuple(image_shape)).requires_grad_()
+    output = torch_backend.conv2d(image, weight, None, alpha, problem, relu=False)
+    return torch.autograd.grad(output, image, grad, create_graph=True)[0]
+
+
+def _wgrad_run(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision):
+    problem = problem_of(image.shape, weight_shape, stride, padding, dilation, groups)
+    precision = _launched_precision(precision, grad.dtype)
+    return wgrad(grad, image, problem, dtype=dtype, precision=precision)
+
+
+def _wgrad_fake(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision):
+    return _channels_last(weight_shape, grad, dtype)
+
+
+def _wgrad_twin(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision):
+    problem = _symbolic_problem(image.shape, weight_shape, stride, padding, dilation, groups)
+    weight = image.new_zeros(tuple(weight_shape)).requires_grad_()
+    output = torch_backend.conv2d(image, weight, None, None, problem, relu=False)
+    return torch.autograd.grad(output, weight, grad, create_graph=True)[0].to(dtype)
+
+
+_conv2d = _define(
+    f"conv2d(Tensor image, Tensor weight, Tensor? bias, Tensor? alpha, {_GEOMETRY}, bool relu, "
+    "str precision) -> Tensor",
+    _conv_run,
+    _conv_fake,
+)
+_conv_dgrad = _define(
+    f"conv_dgrad(Tensor grad, Tensor weight, Tensor? alpha, SymInt[] image_shape, {_GEOMETRY}, "
+    "str precision) -> Tensor",
+    _dgrad_run,
+    _dgrad_fake,
+)
+_conv_wgrad = _define(
+    f"conv_wgrad(Tensor grad, Tensor image, SymInt[] weight_shape, ScalarType dtype, {_GEOMETRY}, "
+    "str precision) -> Tensor",
+    _wgrad_run,
+    _wgrad_fake,
+)
+
+
+def _conv_setup(ctx, inputs, output):
+    image, weight, bias, alpha, *ctx.geometry, ctx.relu, ctx.precision = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(image, weight, alpha, output if ctx.relu else None)
+
+
+def _conv_backward(ctx, grad):
+    image, weight, alpha, output = ctx.saved_tensors
+    need_image, need_weight, need_bias, need_alpha = ctx.needs_input_grad[:4]
+    if ctx.relu:
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    direct = _may_launch(grad, image, weight)
+    dimage = dweight = dbias = dalpha = None
+    if need_image:
+        run = _dgrad_run if direct else _conv_dgrad
+        dimage = run(grad, weight, alpha, image.shape, *ctx.geometry, ctx.precision)
+    if need_weight:
+        run = _wgrad_run if direct else _conv_wgrad
+        dweight = run(grad, image, weight.shape, weight.dtype, *ctx.geometry, ctx.precision)
+    if need_bias:
+        dbias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
+    if need_alpha:
+        dalpha = _alpha_gradient(grad, image, weight, alpha, dweight, ctx.geometry)
+    return dimage, dweight, dbias, dalpha, None, None, None, None, None, None
+
+
+def _alpha_gradient(grad, image, weight, alpha, dweight, geometry) -> Tensor:
+    """dalpha_k = sum over pixels of dL/dy[k] * x[centre tap]: the diagonal centre of wgrad, where there is one."""
+    problem = _symbolic_problem(image.shape, weight.shape, *geometry)
+    groups, per_group = problem.groups, problem.identity_per_group
+    if dweight is not None:
+        entries = torch_backend.diagonal(dweight, groups).float()
+    else:
+        centre = torch_backend.centre_tap(image, problem).unflatten(1, (groups, -1))[:, :, :per_group]
+        entries = (grad.unflatten(1, (groups, -1))[:, :, :per_group].float() * centre).sum((0, 3, 4))
+    if alpha.shape[0] == 1:
+        return entries.sum().view(1).to(alpha.dtype)
+    rest = problem.K // groups - per_group
+    return torch.nn.functional.pad(entries, (0, rest)).flatten().to(alpha.dtype)
+
+
+_register_gradient("conv2d", _conv_backward, _conv_setup)
+_register_gradient("conv_dgrad", *_twin_gradient(_dgrad_twin))
+_register_gradient("conv_wgrad", *_twin_gradient(_wgrad_twin))
+
+
+@register_flop_formula(torch.ops.triton_dirac.conv2d)
+def _conv_flops(image_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    n, _, p, q = out_shape
+    k, c, r, s = weight_shape
+    return 2 * n * p * q * k * c * r * s
+
+
+@register_flop_formula(torch.ops.triton_dirac.conv_dgrad)
+def _dgrad_flops(grad_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    return _conv_flops(None, weight_shape, out_shape=grad_shape)
+
+
+@register_flop_formula(torch.ops.triton_dirac.conv_wgrad)
+def _wgrad_flops(grad_shape, image_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    return _conv_flops(None, weight_shape, out_shape=grad_shape)
+
+
+def _autocast(device_type: str) -> Callable:
+    """conv2d under autocast: image, weight and bias in the autocast dtype, alpha as it is (it scales in float32)."""
+    key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
+    guard = torch._C.DispatchKeySet(key)
+
+    def conv2d_autocast(image, weight, bias, alpha, *rest):
+        dtype = torch.get_autocast_dtype(device_type)
+        image, weight = image.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        with torch._C._ExcludeDispatchKeyGuard(guard):
+            return _conv2d(image, weight, bias, alpha, *rest)
+
+    return conv2d_autocast
+
+
+for _device_type in ("cuda", "cpu"):
+    _library.impl("conv2d", _autocast(_device_type), f"Autocast{_device_type.upper()}")
+
+
+# --- eager entry points -----------------------------------------------------------------------------------
+
+
+def _may_launch(*tensors: Tensor | None) -> bool:
+    """Whether a kernel may be launched at once: no gradient is being recorded and nothing is tracing."""
+    return not torch.is_grad_enabled() and is_plain(*tensors)
+
+
+class _WeightPrep(torch.autograd.Function):
+    forward = staticmethod(_prep_run)
+    setup_context = staticmethod(_prep_setup)
+    backward = staticmethod(_prep_backward)
+
+
+class _Conv2d(torch.autograd.Function):
+    forward = staticmethod(_conv_run)
+    setup_context = staticmethod(_conv_setup)
+    backward = staticmethod(_conv_backward)
+
+
+def weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups) -> Tensor:
+    """The prepared weight, differentiable; arguments as ``triton_dirac.functional.dirac_weight`` checked them."""
+    arguments = (weight, alpha, beta, eps, identity, dtype, channels_last, groups)
+    if torch.compiler.is_compiling() or not is_plain(weight, alpha, beta):
+        return _weight_prep(*arguments)[0]
+    return _WeightPrep.apply(*arguments)[0]
+
+
+def conv2d(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision) -> Tensor:
+    """relu?(conv(x, w) + bias + alpha * x[centre tap]), differentiable; ``padding`` has four sides."""
+    arguments = (image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision)
+    if torch.compiler.is_compiling() or not is_plain(image, weight, bias, alpha):
+        return _conv2d(*arguments)
+    return _Conv2d.apply(*arguments)
