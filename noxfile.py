@@ -1,0 +1,101 @@
+"""nox -s tests | bench | report | lint: everything a person runs, on a fresh machine, with a GPU or without.
+
+All sessions share one environment, ``.nox/lab``: torch is too large to install four times. To use an
+environment that has torch already, exactly as it is, name its interpreter: ``LAB_PYTHON=$(which python)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import venv
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+LAB = ROOT / ".nox" / "lab"
+LATEST = ROOT / "reports" / "latest"
+PROJECT = nox.project.load_toml("pyproject.toml")
+TORCH, TRITON = "2.13.0", "3.7.1"  # the pair that continuous integration runs
+
+nox.options.sessions = ["tests", "lint"]
+nox.options.default_venv_backend = "none"
+
+
+def has_gpu() -> bool:
+    """Whether a GPU driver is loaded: NVIDIA's or AMD's."""
+    return bool(shutil.which("nvidia-smi")) or Path("/dev/kfd").exists()
+
+
+def lab(session: nox.Session) -> str:
+    """The interpreter of the shared environment, made and filled on first use or when pyproject changes."""
+    if python := os.environ.get("LAB_PYTHON"):
+        return python
+    python = str(LAB / "bin" / "python")
+    stamp = LAB / "installed"
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + Path(__file__).read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    session.log(f"making the environment {LAB.relative_to(ROOT)}")
+    venv.create(LAB, with_pip=True, clear=True)
+    pip = (python, "-m", "pip", "--disable-pip-version-check", "install")
+    install_torch(session, pip)
+    groups = nox.project.dependency_groups(PROJECT, "test", "lint")
+    triton = [f"triton=={TRITON}"] if sys.platform == "linux" else []  # published for Linux only
+    session.run(*pip, *triton, "-e", ".[bench]", *groups, external=True)
+    stamp.write_text(wanted)
+    return python
+
+
+def install_torch(session: nox.Session, pip: tuple[str, ...]) -> None:
+    """torch; without a GPU its CPU build, a tenth of the size, wherever pip has been told to find one."""
+    if not has_gpu():
+        try:
+            session.run(*pip, f"torch=={TORCH}+cpu", external=True)
+            return
+        except nox.command.CommandFailed:
+            session.warn(
+                "pip knows no CPU build of torch, so the CUDA build (several GB) follows. To avoid it, name "
+                "PyTorch's CPU index in PIP_EXTRA_INDEX_URL, or an environment that has torch in LAB_PYTHON."
+            )
+    session.run(*pip, f"torch=={TORCH}", external=True)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests; kernels run in Triton's interpreter where there is no GPU. Arguments go to pytest."""
+    session.run(lab(session), "-m", "pytest", *session.posargs, external=True)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Suites, compiled-kernel table and report, into reports/latest/. Arguments go to the suites' pytest."""
+    python = lab(session)
+    LATEST.mkdir(parents=True, exist_ok=True)
+    results, compiled = LATEST / "results.json", LATEST / "compile.json"
+    session.run(
+        *(python, "-m", "pytest", "--benchmark-only", f"--benchmark-json={results}", *session.posargs),
+        external=True,
+    )
+    session.run(python, "-m", "bench.compile", "--json", str(compiled), external=True)
+    session.run(python, "-m", "reports", str(results), str(compiled), "--output", str(LATEST), external=True)
+    session.log(f"report: {LATEST / 'index.html'}")
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Render a report again: nox -s report [-- RESULTS.json ... --output DIR]; reports/latest/ by default."""
+    latest = [str(LATEST / "results.json"), str(LATEST / "compile.json"), "--output", str(LATEST)]
+    session.run(lab(session), "-m", "reports", *(session.posargs or latest), external=True)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff (rules and format) and mypy."""
+    python = lab(session)
+    session.run(python, "-m", "ruff", "check", ".", external=True)
+    session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
+    session.run(python, "-m", "mypy", external=True)
