@@ -130,8 +130,8 @@ def _wgrad_kernel(
         first_p, count_p = _first_and_count(tap_h, pad_top, H, stride_h, P)
         first_q, count_q = _first_and_count(tap_w, pad_left, W, stride_w, Q)
         if LINEAR:
-            period = (P * Q).to(tl.uint32)
-            period_q = Q.to(tl.uint32)
+            period = tl.cast(P * Q, tl.uint32)
+            period_q = tl.cast(Q, tl.uint32)
             limit = tl.broadcast_to((count_p * Q).to(tl.uint32)[None, :], (BLOCK_K, BLOCK_N))
             limit_q = count_q.to(tl.uint32)[None, :]
             phase = (image[:, None] - (first_p * Q)[None, :]).to(tl.uint32)
@@ -181,9 +181,9 @@ def _wgrad_kernel(
         if LINEAR:
             if PADDED:
                 if P_MOVES:
-                    phase = _wrap(phase, step_image.to(tl.uint32), period)
+                    phase = _wrap(phase, tl.cast(step_image, tl.uint32), period)
                 if Q_MOVES:
-                    phase_q = _wrap(phase_q, step_q.to(tl.uint32), period_q)
+                    phase_q = _wrap(phase_q, tl.cast(step_q, tl.uint32), period_q)
         else:
             q += step_q
             carry = q >= Q
