@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,17 +88,22 @@ def conv2d(
     dilation: IntOrPair = 1,
     groups: int = 1,
     *,
+    alpha: Tensor | None = None,
     activation: str | None = None,
     precision: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """activation(conv(input, weight) + bias): ``torch.nn.functional.conv2d`` with a complete Triton backward.
+    """activation(conv(input, weight) + bias + alpha * x[centre tap]), all in one pass, with a complete backward.
+
+    Without the keywords it is ``torch.nn.functional.conv2d``.
 
     Args:
         input: (N, C, H, W) or (C, H, W), any memory format; channels-last is native.
         weight: (K, C / groups, R, S), windows up to 11 x 11.
         bias: (K,) or None.
         stride, padding, dilation, groups: as torch's; padding also "same" or "valid".
+        alpha: (K,) or (1,), in the input's dtype or float32: the split form's identity term. It adds to filter d
+            of each group alpha * its input channel d under the window's centre, in float32; None adds nothing.
         activation: None or "relu", fused into the same pass.
         precision: of float32 products: "ieee", "tf32" or "tf32x3"; by default what
             ``torch.backends.cudnn.conv.fp32_precision`` says.
@@ -117,9 +123,10 @@ def conv2d(
         bias = None if bias is None else bias.to(dtype)
     if weight.dtype != input.dtype:
         raise TypeError(f"weight must have input's dtype {input.dtype}, got {weight.dtype}")
-    return _conv(
-        input, weight, bias, None, stride, padding, dilation, groups, activation, precision, backend
-    )
+    if alpha is not None:
+        _check_per_filter("alpha", alpha, weight.shape[0], "input", input.dtype)
+    call = _check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision)
+    return _run(call, weight, bias, alpha, _use_triton(backend, input, TRITON_DTYPES))
 
 
 def dirac_conv2d(
@@ -165,7 +172,7 @@ def dirac_conv2d(
     _check_dirac_arguments(weight, alpha, beta, eps, groups, (4,))
     if weight.dtype not in (input.dtype, torch.float32):
         raise TypeError(f"weight must have input's dtype {input.dtype} or float32, got {weight.dtype}")
-    _check_same_device(input=input, weight=weight)
+    call = _check_call(input, weight, bias, None, stride, padding, dilation, groups, activation, precision)
     use_triton = _use_triton(backend, input, TRITON_DTYPES)
     wide = input.dtype in (torch.float32, torch.float64)
     split = form == "split" and (use_triton or not wide)
@@ -180,23 +187,32 @@ def dirac_conv2d(
         groups=groups,
         backend="triton" if use_triton else "torch",
     )
-    identity = alpha if split else None
-    return _conv(
-        input, prepared, bias, identity, stride, padding, dilation, groups, activation, precision, backend
-    )
+    return _run(call, prepared, bias, alpha if split else None, use_triton)
 
 
-def _conv(
-    input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision, backend
-) -> Tensor:
-    """conv2d with the split form's identity term ``alpha``; weight in the input's dtype."""
-    _check_same_device(input=input, weight=weight, bias=bias)
+class _Call(NamedTuple):
+    """A checked convolution: the input with a batch, the problem, and how it is to be computed."""
+
+    batched: Tensor
+    problem: ConvProblem
+    relu: bool
+    precision: str
+    squeeze: bool
+
+
+def _check_call(
+    input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision
+) -> _Call:
+    _check_same_device(input=input, weight=weight, bias=bias, alpha=alpha)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or 'relu', got {activation!r}")
-    precision_name = _check_precision(precision)
+    if precision is not None and precision not in PRECISIONS:
+        names = ", ".join(map(repr, PRECISIONS))
+        raise ValueError(f"precision must be None or one of {names}, got {precision!r}")
     if input.dim() not in (3, 4):
         raise ValueError(f"input must have shape (N, C, H, W) or (C, H, W), got {tuple(input.shape)}")
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    squeeze = input.dim() == 3
+    batched = input.unsqueeze(0) if squeeze else input
     resolve = _resolve.__wrapped__ if torch.compiler.is_compiling() else _resolve
     problem = resolve(
         tuple(batched.shape),
@@ -208,23 +224,19 @@ def _conv(
     )
     if bias is not None:
         _check_bias(bias, problem.K, input.dtype)
-    if _use_triton(backend, input, TRITON_DTYPES):
-        output = ops.conv2d(
-            batched,
-            weight,
-            bias,
-            alpha,
-            problem.stride,
-            problem.padding,
-            problem.dilation,
-            groups,
-            activation == "relu",
-            precision_name,
-        )
+    return _Call(batched, problem, activation == "relu", precision or "default", squeeze)
+
+
+def _run(call: _Call, weight: Tensor, bias: Tensor | None, alpha: Tensor | None, use_triton: bool) -> Tensor:
+    """The checked convolution; ``alpha`` is the split form's identity term."""
+    problem = call.problem
+    if use_triton:
+        geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
+        output = ops.conv2d(call.batched, weight, bias, alpha, *geometry, call.relu, call.precision)
     else:
-        bias = None if bias is None else bias.to(input.dtype)
-        output = torch_backend.conv2d(batched, weight, bias, alpha, problem, relu=activation == "relu")
-    return output if input.dim() == 4 else output.squeeze(0)
+        bias = None if bias is None else bias.to(weight.dtype)
+        output = torch_backend.conv2d(call.batched, weight, bias, alpha, problem, relu=call.relu)
+    return output.squeeze(0) if call.squeeze else output
 
 
 # --- checks -----------------------------------------------------------------------------------------------
@@ -301,14 +313,18 @@ def _check_dirac_arguments(weight, alpha, beta, eps, groups, ranks) -> None:
         raise ValueError(
             f"groups must be a positive integer that divides weight's {filters} filters, got {groups!r}"
         )
-    for name, tensor in (("alpha", alpha), ("beta", beta)):
-        if tensor.dim() != 1 or tensor.shape[0] not in (1, filters):
-            raise ValueError(f"{name} must have shape ({filters},) or (1,), got {tuple(tensor.shape)}")
-        if tensor.dtype not in (weight.dtype, torch.float32):
-            raise TypeError(f"{name} must have weight's dtype {weight.dtype} or float32, got {tensor.dtype}")
+    _check_per_filter("alpha", alpha, filters, "weight", weight.dtype)
+    _check_per_filter("beta", beta, filters, "weight", weight.dtype)
     _check_same_device(weight=weight, alpha=alpha, beta=beta)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps!r}")
+
+
+def _check_per_filter(name: str, tensor: Tensor, filters: int, owner: str, dtype: torch.dtype) -> None:
+    if tensor.dim() != 1 or tensor.shape[0] not in (1, filters):
+        raise ValueError(f"{name} must have shape ({filters},) or (1,), got {tuple(tensor.shape)}")
+    if tensor.dtype not in (dtype, torch.float32):
+        raise TypeError(f"{name} must have {owner}'s dtype {dtype} or float32, got {tensor.dtype}")
 
 
 def _check_same_device(**tensors: Tensor | None) -> None:
@@ -346,14 +362,6 @@ def _wants_channels_last(weight: Tensor, memory_format: torch.memory_format | No
             f"{f' or {own}' if own else ''}, got {memory_format}"
         )
     return memory_format == own
-
-
-def _check_precision(precision: str | None) -> str:
-    if precision is not None and precision not in PRECISIONS:
-        raise ValueError(
-            f"precision must be None or one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}"
-        )
-    return precision or "default"
 
 
 def _autocast_dtype(input: Tensor) -> torch.dtype | None:

@@ -21,6 +21,7 @@ from triton_dirac import torch_backend
 from triton_dirac.kernels.conv_dgrad import dgrad
 from triton_dirac.kernels.conv_fprop import fprop
 from triton_dirac.kernels.conv_wgrad import wgrad
+from triton_dirac.kernels.weight_prep import empty_filters, norm_dtype
 from triton_dirac.kernels.weight_prep import weight_prep as launch_weight_prep
 from triton_dirac.kernels.weight_prep import weight_prep_backward as launch_weight_prep_backward
 from triton_dirac.problem import ConvProblem
@@ -133,11 +134,8 @@ def _prep_run(weight, alpha, beta, eps, identity, dtype, channels_last, groups):
 
 
 def _prep_fake(weight, alpha, beta, eps, identity, dtype, channels_last, groups):
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    layout = formats.get(weight.dim(), torch.contiguous_format) if channels_last else torch.contiguous_format
-    out = torch.empty(weight.shape, dtype=dtype, device=weight.device, memory_format=layout)
-    norm_dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return out, weight.new_empty((weight.shape[0],), dtype=norm_dtype)
+    out = empty_filters(weight.shape, channels_last, dtype, weight.device)
+    return out, weight.new_empty((weight.shape[0],), dtype=norm_dtype(weight.dtype))
 
 
 def _prep_backward_run(grad, weight, alpha, beta, norm, eps, identity, groups):

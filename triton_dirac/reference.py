@@ -68,10 +68,19 @@ def conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
+    alpha: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """activation(conv(input, weight) + bias), activation None or "relu". Shapes as ``F.conv2d``'s."""
+    """activation(conv(input, weight) + bias + alpha * x[centre tap]): every fused epilogue, unfused.
+
+    alpha: (K,), (1,) or None; the last term is conv(input, diag(alpha) * I), for filters that have an identity.
+    activation: None or "relu". All else as ``F.conv2d``'s.
+    """
     output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if alpha is not None:
+        delta = dirac_delta(tuple(weight.shape), groups, dtype=weight.dtype, device=weight.device)
+        term = F.conv2d(input, delta, None, stride, padding, dilation, groups)
+        output = output + alpha.to(output.dtype).view(-1, 1, 1) * term
     return output.relu() if activation == "relu" else output
 
 

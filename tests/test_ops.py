@@ -1,0 +1,133 @@
+"""The operators: schemas, fakes, gradients and compilation, as PyTorch itself checks them."""
+
+import copy
+
+import pytest
+import torch
+from tolerance import assert_as_good_as_torch
+from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+import triton_dirac as td
+from triton_dirac import ops, reference
+
+OPS = torch.ops.triton_dirac
+GEOMETRY = {
+    "3x3": ([1, 1], [1, 1, 1, 1], [1, 1], 1),
+    "strided": ([2, 1], [0, 1, 2, 0], [1, 2], 1),
+    "grouped": ([1, 2], [1, 1, 0, 0], [1, 1], 2),
+}
+
+
+def image_and_weight(groups, dtype, requires_grad):
+    image = torch.randn(2, 4, 7, 6).to(dtype, memory_format=torch.channels_last)
+    weight = torch.randn(6, 4 // groups, 3, 3).to(dtype, memory_format=torch.channels_last)
+    return image.requires_grad_(requires_grad), weight.requires_grad_(requires_grad)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("geometry", GEOMETRY.values(), ids=GEOMETRY)
+def test_opcheck_conv2d(geometry, dtype, requires_grad):
+    image, weight = image_and_weight(geometry[-1], dtype, requires_grad)
+    bias, alpha = (torch.randn(6, requires_grad=requires_grad) for _ in range(2))
+    opcheck(OPS.conv2d.default, (image, weight, bias.to(dtype), alpha, *geometry, True, "ieee"))
+    opcheck(OPS.conv2d.default, (image, weight, None, None, *geometry, False, "default"))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("geometry", GEOMETRY.values(), ids=GEOMETRY)
+def test_opcheck_conv_gradients(geometry, requires_grad):
+    image, weight = image_and_weight(geometry[-1], torch.float32, requires_grad)
+    grad = torch.randn(OPS.conv2d(image, weight, None, None, *geometry, False, "ieee").shape)
+    grad.requires_grad_(requires_grad)
+    alpha = torch.randn(6, requires_grad=requires_grad)
+    opcheck(OPS.conv_dgrad.default, (grad, weight, alpha, list(image.shape), *geometry, "ieee"))
+    opcheck(OPS.conv_wgrad.default, (grad, image, list(weight.shape), torch.float32, *geometry, "ieee"))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(6, 4, 3), (6, 4, 3, 3), (4, 1, 3, 3), (4, 6, 2, 3, 1)], ids=str)
+def test_opcheck_weight_prep(shape, channels_last, requires_grad):
+    weight, alpha, beta = (
+        torch.randn(size).requires_grad_(requires_grad) for size in (shape, shape[:1], (1,))
+    )
+    opcheck(
+        OPS.weight_prep.default, (weight, alpha, beta, 1e-12, True, torch.bfloat16, channels_last, 1)
+    )
+    norm = weight.detach().flatten(1).norm(dim=1)
+    grad = torch.randn(shape).requires_grad_(requires_grad)
+    opcheck(OPS.weight_prep_backward.default, (grad, weight, alpha, beta, norm, 1e-12, True, 1))
+
+
+def test_double_backward_of_the_weight_preparation():
+    weight = torch.randn(4, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    alpha, beta = (torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    for backend in ("torch", "triton"):
+        assert torch.autograd.gradgradcheck(
+            lambda *t, backend=backend: td.dirac_weight(*t, groups=2, backend=backend), (weight, alpha, beta)
+        )
+
+
+def test_double_backward_of_conv2d():
+    """Gradient penalties: the gradient of a gradient's norm, against torch in float64."""
+    image, weight = torch.randn(1, 3, 6, 6), torch.randn(4, 3, 3, 3)
+
+    def penalty(function, dtype, **options):
+        x, w = (t.to(dtype).requires_grad_() for t in (image, weight))
+        output = function(x, w, padding=1, stride=2, **options)
+        first = torch.autograd.grad(output.pow(2).sum(), (x, w), create_graph=True)
+        sum(g.pow(2).sum() for g in first).backward()
+        return x.grad, w.grad
+
+    expected = penalty(reference.conv2d, torch.float64)
+    actual = penalty(td.conv2d, torch.float32, backend="triton", precision="ieee")
+    for name, mine, theirs in zip(("input", "weight"), actual, expected, strict=True):
+        assert_as_good_as_torch(f"double backward {name}", mine, theirs)
+
+
+def test_the_dispatcher_and_the_short_cut_give_the_same_bits():
+    geometry = GEOMETRY["3x3"]
+    image, weight = image_and_weight(1, torch.float32, True)
+    grad = torch.randn(2, 6, 7, 6)
+    results = []
+    for function in (ops.conv2d, OPS.conv2d):
+        output = function(image, weight, None, None, *geometry, False, "ieee")
+        results.append((output, *torch.autograd.grad(output, (image, weight), grad)))
+    for short, full in zip(*results, strict=True):
+        assert torch.equal(short, full)
+
+
+def test_flops_are_counted():
+    net = td.DiracConv2d(4, 6, 3, padding=1, bias=False, backend="triton")
+    with FlopCounterMode(display=False) as counter:
+        net(torch.randn(2, 4, 5, 5, requires_grad=True)).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * (2 * 5 * 5) * 6 * (4 * 9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_of_the_operator_keeps_alpha(dtype):
+    image, weight = image_and_weight(1, torch.float32, False)
+    alpha = torch.full((6,), 1 + 2**-12)
+    with torch.autocast("cpu", dtype=dtype):
+        output = OPS.conv2d(image, weight, None, alpha, *GEOMETRY["3x3"], False, "ieee")
+    assert output.dtype == dtype
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("form", ["split", "materialised"])
+def test_compile_fullgraph_and_dynamic_batch(backend, form):
+    torch._dynamo.reset()
+    layer = td.DiracConv2d(4, 6, 3, padding=1, form=form, backend=backend)
+    twin = copy.deepcopy(layer)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (2, 3, 5):
+        image = torch.randn(batch, 4, 6, 7)
+        x, y = image.clone().requires_grad_(), image.clone().requires_grad_()
+        with torch._dynamo.config.patch(error_on_recompile=batch > 2):
+            compiled(x).square().sum().backward()
+        twin(y).square().sum().backward()
+        assert_as_good_as_torch("input", x.grad, y.grad)
+    for (name, mine), theirs in zip(layer.named_parameters(), twin.parameters(), strict=True):
+        assert_as_good_as_torch(name, mine.grad, theirs.grad)
