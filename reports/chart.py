@@ -1,0 +1,258 @@
+"""One kind of chart, the strip plot: a row for each contender, a mark for each measurement, nothing averaged
+away. Drawn by matplotlib as SVG or PNG; :func:`inline` fits an SVG into the page and its theme.
+
+Colour is never alone: every kind of mark has its own shape. Palette: Okabe and Ito's, darkened for text.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from reports import verdict
+from reports.intervals import Estimate
+
+INK, MUTED, RULE, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
+GOOD, BAD, EVEN = "#0072b2", "#c24e00", "#6e7781"
+# Inside the page the colours follow the theme: each becomes the CSS variable of this name.
+THEME = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", GOOD: "good", BAD: "bad", EVEN: "even"}
+
+# kind of mark: (marker, colour, filled)
+MARKS = {
+    verdict.FASTER: ("^", GOOD, True), verdict.SAME: ("s", EVEN, True), verdict.SLOWER: ("v", BAD, True),
+    verdict.AMBIGUOUS: ("o", EVEN, False), "within the rule": ("o", GOOD, True), "fails": ("X", BAD, True),
+    "no spill": ("o", GOOD, True), "spills": ("X", BAD, True),
+}  # fmt: skip
+BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}  # a label hides the grid under it
+RC = {
+    "svg.fonttype": "none", "svg.hashsalt": "triton-dirac", "text.parse_math": False,
+    "font.family": "sans-serif", "font.size": 9.0, "axes.linewidth": 0.7, "text.color": INK,
+    "axes.labelcolor": MUTED, "xtick.color": MUTED, "axes.edgecolor": RULE,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the chart. ``points`` are (value, kind of MARKS); the centre is drawn as a bar."""
+
+    name: str
+    points: Sequence[tuple[float, str]]
+    centre: Estimate | None = None
+    text: str = ""  # at the right end; the centre's value when empty
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What to draw, not how wide: rows under headings, one logarithmic axis."""
+
+    title: str
+    label: str  # measured (device, clock), counted or modelled
+    axis: str
+    groups: Sequence[tuple[str, Sequence[Row]]]
+    limit: float | None = None
+    directions: tuple[str, str] = ("", "")  # what lies left and right of the limit
+    unit: str = "×"
+    bar: str = ""  # what the bar in each row stands for
+
+    def __bool__(self) -> bool:
+        return any(rows for _, rows in self.groups)
+
+
+def svg(*charts: Chart, narrow: bool = False) -> str:
+    """The charts as one SVG document, the same bytes for the same charts."""
+    out = io.StringIO()
+    with matplotlib.rc_context(RC):
+        nobody = {"Date": None, "Creator": None}
+        _draw(charts, narrow).savefig(out, format="svg", metadata=nobody, facecolor=PAPER)
+    lines = (line.strip() for line in out.getvalue().splitlines())
+    return _MARKERS.sub(_slim, "\n".join(lines) + "\n")
+
+
+def png(*charts: Chart, dpi: int = 160) -> bytes:
+    """The charts as a PNG."""
+    out = io.BytesIO()
+    with matplotlib.rc_context(RC):
+        _draw(charts, False).savefig(out, format="png", dpi=dpi, metadata={"Software": None}, facecolor=PAPER)
+    return out.getvalue()
+
+
+def inline(document: str, name: str, description: str) -> str:
+    """An SVG for the page: no prologue, ids made unique, colours from the theme, described for readers."""
+    body = document[document.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
+    body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    for colour, variable in THEME.items():
+        body = body.replace(colour, f"var(--{variable})")
+    # Sizes in points would not shrink on a phone; the view box keeps the proportions.
+    opening, rest = body.split(">", 1)
+    opening = re.sub(r'\s(?:width|height|version|xmlns(?::xlink)?)="[^"]*"', "", opening)
+    rest = rest.replace("xlink:href", "href")
+    return f'{opening} role="img" aria-label="{html.escape(description)}">{rest}'
+
+
+_MARKERS = re.compile(r"<g>\n((?:<use [^>]*/>\n)+)</g>")
+
+
+def _slim(match: re.Match[str]) -> str:
+    """Markers that share a style state it once, at a tenth of a point: a third of the bytes."""
+    styles = set(re.findall(r' style="[^"]*"', match[1]))
+    uses = re.sub(r' (x|y)="(-?\d+\.\d)\d*"', r' \1="\2"', match[1])
+    if len(styles) != 1:
+        return f"<g>\n{uses}</g>"
+    (style,) = styles
+    return f"<g{style}>\n{uses.replace(style, '')}</g>"
+
+
+def _draw(charts: Sequence[Chart], narrow: bool) -> Figure:
+    """The charts one below the other, each with its title, label, axis and legend; inches throughout."""
+    width = 3.75 if narrow else 7.6
+    left, right = (0.12, 0.62) if narrow else (2.15, 0.75)
+    step, foot = (0.4, 1.3) if narrow else (0.25, 0.92)
+    blocks = [
+        sum((0.34 if heading else 0.08) + step * len(rows) for heading, rows in chart.groups)
+        for chart in charts
+    ]
+    heads = [_head(chart, narrow) for chart in charts]
+    total = sum(blocks) + sum(heads) + foot * len(charts)
+    figure, top = Figure(figsize=(width, total)), total
+    for chart, block, head in zip(charts, blocks, heads, strict=True):
+        place = (left / width, (top - head - block) / total, (width - left - right) / width, block / total)
+        axes = figure.add_axes(place)
+        axes.set_ylim(block, 0)
+        limits = _dress(axes, chart, narrow)
+        beside, reach = axes.get_yaxis_transform(), 0.0 if narrow else left / (width - left - right)
+        y = 0.0
+        for heading, rows in chart.groups:
+            if heading:
+                at = -reach + 0.03 if reach else 0.0
+                axes.text(at, y + 0.22, heading, transform=beside, weight="bold", va="center", bbox=BEHIND)
+            y += 0.34 if heading else 0.08
+            for row in rows:
+                _draw_row(axes, row, y, step, reach, limits, chart.unit)
+                y += step
+        margin = 0.12 / width
+        figure.text(margin, (top - 0.12) / total, chart.title, fontsize=11, weight="bold", va="top")
+        label = textwrap.fill(chart.label, 58 if narrow else 130)
+        figure.text(margin, (top - 0.36) / total, label, fontsize=8, color=MUTED, va="top")
+        top -= head + block + foot
+        _legend(figure, chart, narrow, (top + 0.06) / total)
+    return figure
+
+
+def _head(chart: Chart, narrow: bool) -> float:
+    """Room for the title, the label's lines and the directions."""
+    lines = len(textwrap.wrap(chart.label, 58 if narrow else 130))
+    return 0.42 + 0.14 * lines + (0.24 if any(chart.directions) else 0.06)
+
+
+def _dress(axes: Axes, chart: Chart, narrow: bool) -> tuple[float, float]:
+    """The logarithmic axis, its grid, the limit and what lies on either side of it."""
+    low, high = _limits(chart)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    ticks = _ticks(low, high, 5 if narrow else 9)
+    axes.set_xticks(ticks, [f"{tick:g}{chart.unit}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_yticks([])
+    axes.tick_params(length=0, pad=4)
+    for side in ("left", "right", "top"):
+        axes.spines[side].set_visible(False)
+    axes.set_xlabel(textwrap.fill(chart.axis, 48 if narrow else 90), fontsize=8.5, labelpad=5)
+    for tick in ticks:
+        axes.axvline(tick, color=RULE, lw=0.5, zorder=0)
+    if chart.limit is not None:
+        axes.axvline(chart.limit, color=INK, lw=1.0, zorder=1)
+        lower, higher = chart.directions
+        style = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "fontsize": 8}
+        for text, side, align in (
+            (lower and f"← {lower}", -5, "right"),
+            (higher and f"{higher} →", 5, "left"),
+        ):
+            axes.annotate(text, (chart.limit, 1), (side, 3), ha=align, color=MUTED, **style)
+    return low, high
+
+
+def _draw_row(
+    axes: Axes, row: Row, y: float, step: float, reach: float, limits: tuple[float, float], unit: str
+) -> None:
+    narrow = reach == 0.0
+    middle = y + step / 2 + (0.06 if narrow else 0.0)
+    beside = axes.get_yaxis_transform()
+    if narrow:
+        name = _short(row.name, 40)
+        axes.text(0.0, middle - 0.17, name, transform=beside, fontsize=8.5, va="center", bbox=BEHIND)
+    else:
+        axes.text(-reach + 0.05, middle, _short(row.name, 30), transform=beside, va="center")
+    # Marks are spread by up to a tenth of an inch, always the same way, so that equal values stay visible.
+    spread = (0.05 if narrow else 0.07) * np.sin(2.4 * np.arange(len(row.points)))
+    values = np.clip(np.nan_to_num([value for value, _ in row.points], nan=np.inf), *limits)
+    for kind in dict.fromkeys(kind for _, kind in row.points):
+        marker, colour, filled = MARKS[kind]
+        chosen = [index for index, (_, of) in enumerate(row.points) if of == kind]
+        axes.plot(
+            values[chosen], middle + spread[chosen], marker,
+            ms=4.2, color=colour, mfc=colour if filled else PAPER, mec=colour, mew=0.8 if not filled else 0.0,
+            alpha=0.62 if filled else 1.0, clip_on=False, zorder=2,
+        )  # fmt: skip
+    if row.centre is not None and np.isfinite(row.centre.value):
+        if row.centre.has_interval:
+            axes.plot([row.centre.low, row.centre.high], [middle] * 2, color=INK, lw=2.2, zorder=3)
+        axes.plot([row.centre.value] * 2, [middle - 0.1, middle + 0.1], color=INK, lw=2.0, zorder=3)
+    text = row.text or (f"{row.centre.value:.2f}{unit}" if row.centre else "")
+    axes.text(1.02, middle, text, transform=beside, fontsize=9, va="center", weight="bold")
+
+
+def _legend(figure: Figure, chart: Chart, narrow: bool, bottom: float) -> None:
+    used = dict.fromkeys(kind for _, rows in chart.groups for row in rows for _, kind in row.points)
+    handles = []
+    for kind in (kind for kind in MARKS if kind in used):
+        marker, colour, filled = MARKS[kind]
+        face = colour if filled else PAPER
+        handles.append(
+            Line2D([], [], label=kind, marker=marker, ls="", ms=5, color=colour, mfc=face, mec=colour)
+        )
+    if chart.bar:
+        handles.append(Line2D([], [], color=INK, marker="|", ms=8, mew=2, ls="", label=chart.bar))
+    figure.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(0.02, bottom), ncols=2 if narrow else 5,
+        frameon=False, fontsize=8, handletextpad=0.2, columnspacing=1.2, borderaxespad=0.2, labelcolor=MUTED,
+    )  # fmt: skip
+
+
+def _limits(chart: Chart) -> tuple[float, float]:
+    """The axis' ends: every finite positive value and the limit, with air."""
+    values = [value for _, rows in chart.groups for row in rows for value, _ in row.points]
+    values += [chart.limit] if chart.limit else []
+    shown = [value for value in values if np.isfinite(value) and value > 0] or [1.0]
+    low, high = min(shown), max(shown)
+    air = max((high / low) ** 0.06, 1.06)
+    return low / air, high * air
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """Round values inside the axis, at most ``most``, the finest set that fits."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    fine = [round(0.5 + 0.1 * step, 1) for step in range(16)]
+    sets = [fine, fine[::2]] if low > 0.45 and high < 2.1 else []
+    for mantissas in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        sets.append([float(f"{mantissa}e{decade}") for decade in decades for mantissa in mantissas])
+    for ticks in sets:
+        inside = [tick for tick in ticks if low <= tick <= high]
+        if len(inside) <= most:
+            return inside
+    return inside[:: -(-len(inside) // most)]
+
+
+def _short(text: str, most: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,71 @@
+"""The report's charts: what is drawn, from which table. chart.py draws them.
+
+speed       times as fast as the baseline
+accuracy    error over torch's own error
+compiled    instructions a warp issues per matrix instruction
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from reports import intervals
+from reports.chart import Chart, Row
+
+
+def speed(groups: Sequence[tuple[str, pd.DataFrame]], label: str) -> Chart:
+    """Comparisons (verdict.compare) under headings: ours first, then by geometric mean. A refused one has no mark."""
+    drawn = []
+    for heading, comparisons in groups:
+        rows = []
+        for contender, part in comparisons.dropna(subset=["ratio"]).groupby("contender", sort=False):
+            centre = intervals.geometric_mean(part["ratio"], part["log_variance"])
+            points = list(zip(part["ratio"], part["verdict"], strict=True))
+            rows.append((not part["ours"].iloc[0], -centre.value, Row(str(contender), points, centre)))
+        drawn.append((heading, [row for *_, row in sorted(rows, key=lambda entry: entry[:2])]))
+    return Chart(
+        "Times as fast as the baseline", label,
+        "median of the baseline / median of the contender; one mark per layer, pass and type",
+        [(heading, rows) for heading, rows in drawn if rows], limit=1.0, directions=("slower", "faster"),
+        bar="geometric mean, 95 % interval",
+    )  # fmt: skip
+
+
+def accuracy(frame: pd.DataFrame, label: str) -> Chart:
+    """Errors of ``tables.with_error_ratios``: a row for each contender and executor, coinciding marks drawn once."""
+    groups: dict[str, list[Row]] = {}
+    by = ["suite", "contender", "executed_by"]
+    for (suite, contender, executor), part in frame.groupby(by, sort=False):
+        logs = np.log10(part["over_torch"].where(part["over_torch"] > 0, 1e-9)).round(2)
+        kinds = np.where(part["ok"], "within the rule", "fails")
+        points = [(10.0**at, str(kind)) for at, kind in dict.fromkeys(zip(logs, kinds, strict=True))]
+        worst = part["over_torch"].max(skipna=False)
+        text = f"{worst:.2f}×" if np.isfinite(worst) else "not finite"
+        name = f"{contender} ({executor})" if executor else str(contender)
+        groups.setdefault(str(suite), []).append(Row(name, points, None, text))
+    return Chart(
+        "Error beside torch's own", label, "max|x − float64| / max|torch − float64|, one mark per tensor checked",
+        list(groups.items()), limit=2.0, directions=("allowed", "only within the absolute term"),
+    )  # fmt: skip
+
+
+def compiled(frame: pd.DataFrame, label: str, *, pooled: bool = False) -> Chart:
+    """Instructions per matrix instruction: for each kernel, or for all at once, a row for each target."""
+    good = frame[[value is True for value in frame["ok"]]].dropna(subset=["loop_instructions_per_mma"])
+    groups = []
+    for heading, part in [("", good)] if pooled else good.groupby("kernel", sort=False):
+        rows = []
+        for (target, gpu), of in part.groupby(["target", "gpu"], sort=False):
+            values = of["loop_instructions_per_mma"]
+            points = list(zip(values, np.where(of["spills"] > 0, "spills", "no spill"), strict=True))
+            middle = intervals.Estimate(float(values.median()), np.nan, np.nan)
+            rows.append(Row(f"{target}  {gpu}".strip(), points, middle, f"{middle.value:.3g}"))
+        groups.append((str(heading), rows))
+    return Chart(
+        "Instructions per matrix instruction", label,
+        "issued by a warp in the main loop; targets differ in what one matrix instruction does",
+        [(heading, rows) for heading, rows in groups if rows], unit="", bar="median",
+    )  # fmt: skip

@@ -1,0 +1,119 @@
+"""Medians, ratios of medians and geometric means, each with a confidence interval.
+
+No distribution of the times is assumed (timings are skewed and often have two modes) and no random number is
+drawn, so the same input gives the same interval.
+
+A median's interval is a pair of order statistics: of n samples, the k-th smallest and the k-th largest enclose the
+median with probability 1 - 2 P(Binomial(n, 1/2) < k).
+
+A ratio's interval comes from the distribution of the median over bootstrap resamples, known in closed form. The
+probability that a resample's median is the i-th smallest of n samples is
+
+    w_i = I(i / n) - I((i - 1) / n),     I = regularised incomplete beta function, a = b = (n + 1) / 2
+
+(Maritz and Jarrett, 1978; exact for odd n, its interpolation for even n). Coverage of the 95 % ratio interval,
+simulated on log-normal times of 5 to 50 samples: 96 to 98 %.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+# Five samples' minimum and maximum enclose the median with 94 %, four samples' with 88 %: no interval below five.
+FEWEST_SAMPLES = 5
+# Order statistics that a resample's median practically never reaches (far from the middle) are dropped.
+NEGLIGIBLE = 1e-12
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and the interval around it; both ends are NaN when there are too few samples."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def has_interval(self) -> bool:
+        return bool(np.isfinite(self.low) and np.isfinite(self.high))
+
+
+@lru_cache(maxsize=256)
+def median_weights(n: int) -> np.ndarray:
+    """Probability of each order statistic of n samples to be a bootstrap resample's median; shape (n,)."""
+    half = (n + 1) / 2
+    return np.diff(stats.beta.cdf(np.arange(n + 1) / n, half, half))
+
+
+def median(samples: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
+    """Median with the narrowest pair of order statistics that covers it (minimum and maximum for five samples)."""
+    ordered, n = np.sort(np.asarray(samples, float)), len(samples)
+    value = float(np.median(ordered))
+    if n < FEWEST_SAMPLES:
+        return Estimate(value, np.nan, np.nan)
+    k = max(int(stats.binom.ppf((1 - confidence) / 2, n, 0.5)), 1)
+    return Estimate(value, float(ordered[k - 1]), float(ordered[n - k]))
+
+
+def ratio_of_medians(
+    numerator: np.ndarray, denominator: np.ndarray, confidence: float = CONFIDENCE
+) -> Estimate:
+    """median(numerator) / median(denominator), the two sets of samples drawn independently."""
+    value = float(np.median(numerator) / np.median(denominator))
+    if min(len(numerator), len(denominator)) < FEWEST_SAMPLES:
+        return Estimate(value, np.nan, np.nan)
+    (top, top_weights), (bottom, bottom_weights) = map(_median_distribution, (numerator, denominator))
+    ratios, weights = (
+        np.divide.outer(top, bottom).ravel(),
+        np.multiply.outer(top_weights, bottom_weights).ravel(),
+    )
+    order = np.argsort(ratios, kind="stable")
+    return Estimate(value, *_quantiles(ratios[order], weights[order], confidence))
+
+
+def log_median_variance(samples: np.ndarray) -> float:
+    """Variance of log(median), NaN when there are too few samples."""
+    if len(samples) < FEWEST_SAMPLES:
+        return float("nan")
+    values, weights = _median_distribution(samples)
+    logs = np.log(values)
+    return float(np.average((logs - np.average(logs, weights=weights)) ** 2, weights=weights))
+
+
+def geometric_mean(
+    ratios: np.ndarray,
+    log_variances: np.ndarray,
+    weights: np.ndarray | None = None,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """exp(sum(w_i log r_i) / sum(w_i)) over independent ratios, the interval from the variances of log r_i.
+
+    The interval says how well the ratios of *these* layers were measured, nothing about other layers.
+    """
+    ratios, log_variances = np.asarray(ratios, float), np.asarray(log_variances, float)
+    weights = np.ones_like(ratios) if weights is None else np.asarray(weights, float)
+    weights = weights / weights.sum()
+    centre = float(weights @ np.log(ratios))
+    reach = float(stats.norm.ppf((1 + confidence) / 2) * np.sqrt(weights**2 @ log_variances))
+    return Estimate(float(np.exp(centre)), float(np.exp(centre - reach)), float(np.exp(centre + reach)))
+
+
+def _median_distribution(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values that a resample's median takes, ascending, and their probabilities."""
+    values, weights = np.sort(np.asarray(samples, float)), median_weights(len(samples))
+    kept = weights > NEGLIGIBLE
+    return values[kept], weights[kept]
+
+
+def _quantiles(values: np.ndarray, weights: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The interval that leaves (1 - confidence) / 2 on either side of a discrete distribution."""
+    cumulative = np.cumsum(weights)
+    cumulative /= cumulative[-1]
+    tail = (1 - confidence) / 2
+    low, high = np.searchsorted(cumulative, (tail, 1 - tail))
+    return float(values[low]), float(values[min(high, len(values) - 1)])

@@ -1,0 +1,196 @@
+"""Reading results files: two kinds of JSON in, four checked pandas frames out.
+
+Accepted are the JSON of pytest-benchmark with the keys that bench adds (``environment``, ``accuracy``,
+``not_run``; ``extra_info`` in every benchmark) and the compile table (``"kind": "compile"``). Optional keys may
+be missing: text columns then hold "", numbers NaN. What is needed and missing is a :class:`ReportError`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+ACCEPTED = (
+    "accepted are a results file of `pytest --benchmark-only --benchmark-json FILE` "
+    "and a compile table of `python -m bench.compile --json FILE`"
+)
+# What tells one measurement from another: rows that agree in these are compared with each other.
+WHERE = ["run", "suite", "pass", "net", "layer", "dtype"]
+
+TEXT, NUMBER, OTHER = "text", "number", "other"
+BENCHMARK_COLUMNS = {
+    "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
+    "device": TEXT, "clock": TEXT, "label": TEXT, "count": NUMBER, "published_batch": NUMBER, "flops": NUMBER,
+    "bytes": NUMBER, "host_us": NUMBER, "problem": OTHER, "samples": OTHER,
+}  # fmt: skip
+ACCURACY_COLUMNS = {
+    "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
+    "tensor": TEXT, "executed_by": TEXT, "error": NUMBER, "scale": NUMBER, "torch_error": NUMBER, "passed": OTHER,
+    "problem": OTHER,
+}  # fmt: skip
+NOT_RUN_COLUMNS = {
+    "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
+    "reason": TEXT,
+}  # fmt: skip
+COMPILED_COLUMNS = {
+    "run": NUMBER, "kernel": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "target": TEXT, "gpu": TEXT,
+    "config": TEXT, "ok": OTHER, "error": TEXT, "registers": NUMBER, "spills": NUMBER, "shared_bytes": NUMBER,
+    "mma": TEXT, "mma_count": NUMBER, "loop_instructions_per_mma": NUMBER, "loops_with_mma": NUMBER,
+    "compile_seconds": NUMBER, "label": TEXT,
+}  # fmt: skip
+
+
+class ReportError(Exception):
+    """Input that no report can be made from; the message names the file and what is accepted."""
+
+
+@dataclass
+class Results:
+    """Everything the files hold. ``run`` in each frame is an index into ``runs``."""
+
+    runs: list[dict[str, Any]] = field(default_factory=list)  # file, kind ("results", "compile"), environment
+    benchmarks: pd.DataFrame = field(default_factory=lambda: _frame([], BENCHMARK_COLUMNS))
+    accuracy: pd.DataFrame = field(default_factory=lambda: _frame([], ACCURACY_COLUMNS))
+    not_run: pd.DataFrame = field(default_factory=lambda: _frame([], NOT_RUN_COLUMNS))
+    compiled: pd.DataFrame = field(default_factory=lambda: _frame([], COMPILED_COLUMNS))
+
+
+def load(paths: Iterable[Path]) -> Results:
+    """Read every file. Raises :class:`ReportError` at the first that cannot be used."""
+    runs: list[dict[str, Any]] = []
+    rows: dict[str, list[dict[str, Any]]] = {"benchmarks": [], "accuracy": [], "not_run": [], "compiled": []}
+    for run, path in enumerate(paths):
+        content = _read(path)
+        kind = "compile" if content.get("kind") == "compile" else "results"
+        found = _compile_rows(path, content) if kind == "compile" else _result_rows(path, content)
+        for name, part in found.items():
+            rows[name] += [{**row, "run": run} for row in part]
+        environment = content.get("environment") or {}
+        if not isinstance(environment, Mapping):
+            raise ReportError(
+                f"{path}: `environment` is a {type(environment).__name__}; accepted is an object"
+            )
+        runs.append({"file": path.name, "kind": kind, "environment": dict(environment)})
+    if not runs:
+        raise ReportError(f"no file given; {ACCEPTED}")
+    results = Results(
+        runs,
+        _frame(rows["benchmarks"], BENCHMARK_COLUMNS),
+        _frame(rows["accuracy"], ACCURACY_COLUMNS),
+        _frame(rows["not_run"], NOT_RUN_COLUMNS),
+        _frame(rows["compiled"], COMPILED_COLUMNS),
+    )
+    _refuse_duplicates(results)
+    return results
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ReportError(f"{path}: no such file; {ACCEPTED}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReportError(f"{path}: cannot be read ({error}); {ACCEPTED}") from None
+    if not text.strip():
+        raise ReportError(f"{path}: empty file; {ACCEPTED}")
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path}: not JSON (line {error.lineno}: {error.msg}); {ACCEPTED}") from None
+    if not isinstance(content, dict) or not ({"benchmarks", "kind"} & content.keys()):
+        raise ReportError(f"{path}: has neither `benchmarks` nor `kind`; {ACCEPTED}")
+    if "benchmarks" not in content and content["kind"] != "compile":
+        raise ReportError(f"{path}: unknown kind {content['kind']!r}; {ACCEPTED}")
+    return content
+
+
+def _objects(path: Path, content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    part = content.get(key) or []
+    if not isinstance(part, list) or not all(isinstance(row, dict) for row in part):
+        raise ReportError(f"{path}: `{key}` must be a list of objects")
+    return part
+
+
+def _need(path: Path, where: str, row: Mapping[str, Any], *keys: str) -> None:
+    missing = [key for key in keys if row.get(key) in (None, "")]
+    if missing:
+        raise ReportError(f"{path}: {where} lacks {', '.join(f'`{key}`' for key in missing)}; {ACCEPTED}")
+
+
+def _result_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    benchmarks = []
+    for index, entry in enumerate(_objects(path, content, "benchmarks")):
+        where = f"benchmarks[{index}] ({entry.get('name', 'unnamed')})"
+        _need(path, where, entry, "extra_info", "stats")
+        info, stats = entry["extra_info"], entry["stats"]
+        if not isinstance(info, dict) or not isinstance(stats, dict):
+            raise ReportError(f"{path}: {where}: `extra_info` and `stats` must be objects")
+        _need(path, f"{where}: extra_info", info, "suite", "contender")
+        _need(path, f"{where}: stats", stats, "data")
+        benchmarks.append({**info, "samples": _samples(path, where, stats["data"])})
+    accuracy, not_run = _objects(path, content, "accuracy"), _objects(path, content, "not_run")
+    for index, row in enumerate(accuracy):
+        _need(path, f"accuracy[{index}]", row, "suite", "contender", "passed")
+    for index, row in enumerate(not_run):
+        _need(path, f"not_run[{index}]", row, "reason")
+    if not (benchmarks or accuracy or not_run):
+        raise ReportError(f"{path}: holds no benchmark, no accuracy check and nothing that was not run")
+    return {"benchmarks": benchmarks, "accuracy": accuracy, "not_run": not_run}
+
+
+def _compile_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    rows = _objects(path, content, "rows")
+    if not rows:
+        raise ReportError(f"{path}: a compile table without `rows`")
+    for index, row in enumerate(rows):
+        _need(path, f"rows[{index}]", row, "kernel", "target", "ok")
+    return {"compiled": rows}
+
+
+def _samples(path: Path, where: str, data: Any) -> np.ndarray:
+    try:
+        samples = np.asarray(data, dtype=float)
+    except (TypeError, ValueError):
+        samples = np.empty(0)
+    if samples.ndim != 1 or not samples.size or not (np.isfinite(samples) & (samples > 0)).all():
+        raise ReportError(f"{path}: {where}: stats.data must be a list of positive times in seconds")
+    return samples
+
+
+def _frame(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+    """The rows as a frame of exactly these columns: text is never missing, numbers may be NaN."""
+    series: dict[str, pd.Series] = {}
+    for name, kind in columns.items():
+        values = [row.get(name) for row in rows]
+        if kind == TEXT:
+            series[name] = pd.Series(["" if value is None else str(value) for value in values], dtype=object)
+        elif kind == NUMBER:
+            series[name] = pd.Series([_number(value) for value in values], dtype=float)
+        else:
+            series[name] = pd.Series(values, dtype=object)
+    return pd.DataFrame(series)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _refuse_duplicates(results: Results) -> None:
+    """Two times for one thing cannot both be shown, and choosing one silently would be a lie."""
+    identity = results.benchmarks[[*WHERE, "device", "clock", "label", "contender"]].assign(
+        problem=[json.dumps(problem, sort_keys=True) for problem in results.benchmarks["problem"]]
+    )
+    repeated = identity[identity.duplicated()]
+    if len(repeated):
+        row = repeated.iloc[0]
+        name = " · ".join(str(row[key]) for key in [*WHERE[1:], "contender"] if row[key])
+        raise ReportError(f"{results.runs[int(row['run'])]['file']}: more than one benchmark of {name}")

@@ -1,0 +1,267 @@
+"""What the page and the summary say, as plain data for the templates: no HTML here, no numbers there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from reports import chart, figures, tables, verdict
+from reports.load import Results
+
+EXTREMES = 8  # how many of the largest wins and losses are named; as many of one as of the other
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything computed once from the results, in frames; the CSV files are these frames."""
+
+    results: Results
+    comparisons: pd.DataFrame
+    overall: pd.DataFrame  # per run, suite and contender
+    groups: pd.DataFrame  # per run, suite, pass, net, dtype and contender
+    accuracy: pd.DataFrame
+    compiled: pd.DataFrame
+    not_run: pd.DataFrame
+    margin: float
+
+
+def build(
+    results: Results, *, baselines: Mapping[str, str] | None = None, margin: float = verdict.DEFAULT_MARGIN
+) -> Report:
+    """All of the report's numbers. ``baselines`` maps suites to contenders and goes before the defaults."""
+    comparisons = verdict.compare(results, verdict.choose_baselines(results, baselines), margin=margin)
+    return Report(
+        results,
+        comparisons,
+        verdict.summarise(comparisons, ["run", "suite", "device", "clock", "label"]),
+        verdict.summarise(comparisons, verdict.GROUP),
+        tables.accuracy(results),
+        tables.compiled(results),
+        tables.not_run(results),
+        margin,
+    )
+
+
+def headline(report: Report) -> list[str]:
+    """The report in a few sentences, the most important first."""
+    return [text for text in (_times(report), _accuracy(report), _compiled(report), _not_run(report)) if text]
+
+
+def charts(report: Report) -> dict[str, list[chart.Chart]]:
+    """File stem -> charts to draw there; "overview" first, the README's picture."""
+    speed = []
+    if len(report.comparisons):
+        for (_, suite), part in report.comparisons.groupby(["run", "suite"], sort=False):
+            speed.append((f"{suite} against {part['baseline'].iloc[0]}", part))
+    label = " · ".join(dict.fromkeys(measured(report, *key) for key in _clocks(report)))
+    counted = _counted(report)
+    first = figures.speed(speed, label)
+    pooled = figures.compiled(report.results.compiled, counted, pooled=True)
+    drawn = {"overview": [drawing for drawing in (first, pooled) if drawing]}
+    errors = figures.accuracy(tables.with_error_ratios(report.results), "measured against float64")
+    drawn["accuracy"] = [errors] if errors else []
+    kernels = figures.compiled(report.results.compiled, counted)
+    drawn["compiled"] = [kernels] if kernels else []
+    for number, ((_, suite), part) in enumerate(_by_suite(report.comparisons)):
+        headed = [
+            (" · ".join(filter(None, key)), of) for key, of in part.groupby(["pass", "dtype"], sort=False)
+        ]
+        one = figures.speed(headed, measured(report, *part[["run", "device", "clock", "label"]].iloc[0]))
+        stem = "".join(letter if letter.isalnum() else "-" for letter in str(suite)).strip("-") or "suite"
+        drawn[f"speed-{number + 1}-{stem}"] = [one] if one else []
+    return {name: found for name, found in drawn.items() if found}
+
+
+def suites(report: Report) -> list[dict[str, Any]]:
+    """For each run and suite: the groups' geometric means, then every layer, as rows of cells."""
+    found = []
+    for (run, suite), part in _by_suite(report.comparisons):
+        means = report.groups[(report.groups["run"] == run) & (report.groups["suite"] == suite)]
+        contenders = _ordered(part)
+        nets = []
+        for (net, dtype), of in part.groupby(["net", "dtype"], sort=False):
+            tally = of["verdict"].value_counts()
+            nets.append(
+                {
+                    "net": net,
+                    "dtype": dtype,
+                    "batch": _batch(of),
+                    "tally": {word: int(tally.get(word, 0)) for word in verdict.TALLIED},
+                    "contenders": contenders,
+                    "rows": _layer_rows(of, contenders),
+                }
+            )
+        found.append(
+            {
+                "run": run,
+                "suite": suite,
+                "file": report.results.runs[int(run)]["file"],
+                "baseline": part["baseline"].iloc[0],
+                "label": measured(report, *part[["run", "device", "clock", "label"]].iloc[0]),
+                "contenders": [name for name in contenders if name in set(means.get("contender", []))],
+                "means": _mean_rows(means),
+                "nets": nets,
+            }
+        )
+    return found
+
+
+def extremes(report: Report) -> dict[str, Any]:
+    """The largest wins and the largest losses, of our kernels where they were timed, else of everyone."""
+    if report.comparisons.empty:
+        return {"ours": False, "wins": [], "losses": []}
+    decided = report.comparisons[report.comparisons["verdict"].isin([verdict.FASTER, verdict.SLOWER])]
+    ours = bool(report.comparisons["ours"].any())
+    decided = decided[decided["ours"]] if ours else decided
+    wins = decided[decided["verdict"] == verdict.FASTER].sort_values("ratio", ascending=False, kind="stable")
+    losses = decided[decided["verdict"] == verdict.SLOWER].sort_values("ratio", kind="stable")
+    named = {"wins": wins.head(EXTREMES), "losses": losses.head(EXTREMES)}
+    return {"ours": ours, "won": len(wins), "lost": len(losses)} | {
+        name: frame.to_dict("records") for name, frame in named.items()
+    }
+
+
+def kernels(report: Report) -> list[dict[str, Any]]:
+    """For each kernel: a matrix of layers by targets, each cell one compiled kernel."""
+    found = []
+    for kernel, part in report.results.compiled.groupby("kernel", sort=False):
+        targets = list(dict.fromkeys(part["target"]))
+        rows = []
+        for (layer, dtype), of in part.groupby(["layer", "dtype"], sort=False):
+            cells = {row["target"]: row for row in of.to_dict("records")}
+            rows.append({"layer": layer, "dtype": dtype, "cells": [cells.get(target) for target in targets]})
+        found.append({"kernel": kernel, "targets": targets, "rows": rows, "kernels": len(part)})
+    return found
+
+
+def failures(report: Report) -> dict[str, list[dict[str, Any]]]:
+    """Every failed check and every kernel that does not compile or spills, one by one."""
+    checked, compiled = tables.with_error_ratios(report.results), report.results.compiled
+    bad = [
+        ok is not True or spills > 0 for ok, spills in zip(compiled["ok"], compiled["spills"], strict=True)
+    ]
+    wrong = checked[~checked["ok"]].assign(
+        checked=[tables.describe_problem(p) for p in checked[~checked["ok"]]["problem"]]
+    )
+    return {"accuracy": wrong.to_dict("records"), "compiled": compiled[bad].to_dict("records")}
+
+
+def unchecked(report: Report) -> int:
+    """How many timed results have no comparison with float64 beside them."""
+    keys = ["run", "suite", "pass", "net", "layer", "dtype", "contender"]
+    checked = set(report.results.accuracy[keys].itertuples(index=False, name=None))
+    return sum(
+        place not in checked for place in report.results.benchmarks[keys].itertuples(index=False, name=None)
+    )
+
+
+def measured(report: Report, run: float, device: str, clock: str, label: str) -> str:
+    """How a time was obtained: its label, the device by name and the clock."""
+    environment = report.results.runs[int(run)]["environment"]
+    name = environment.get("gpu") if device == "cuda" else environment.get("cpu") if device == "cpu" else None
+    return " · ".join(str(part) for part in (label or "label not stated", name or device, clock) if part)
+
+
+def _times(report: Report) -> str:
+    comparisons = report.comparisons
+    if len(comparisons) and comparisons["ours"].any():
+        tally = comparisons[comparisons["ours"]]["verdict"].value_counts()
+        counts = {word: int(tally.get(word, 0)) for word in verdict.TALLIED}
+        text = (
+            f"Triton kernels against the baselines: faster in {counts['faster']} of {sum(counts.values())} "
+            f"comparisons, the same in {counts['same']}, slower in {counts['slower']}, undecided in {counts['ambiguous']}."
+        )
+        return text + (f" {counts['wrong']} gave a wrong result and have no time." if counts["wrong"] else "")
+    left_out = report.results.not_run
+    ours = left_out[[verdict.is_ours(name) for name in left_out["contender"]]]
+    reason = f" ({ours['reason'].value_counts(sort=False).idxmax()})" if len(ours) else ""
+    if len(comparisons):
+        return f"No Triton kernel was timed here{reason}. The times below compare what this machine can run."
+    return f"Nothing was timed here{reason}."
+
+
+def _accuracy(report: Report) -> str:
+    checks, failed = len(report.results.accuracy), len(failures(report)["accuracy"])
+    if not checks:
+        return "No result was compared with float64."
+    if failed:
+        return f"{failed} of {checks} comparisons with float64 failed."
+    return f"All {checks} comparisons with float64 passed."
+
+
+def _compiled(report: Report) -> str:
+    if report.compiled.empty:
+        return ""
+    total, good, spill = (int(report.compiled[name].sum()) for name in ("kernels", "compile", "spill"))
+    targets = report.compiled["target"].nunique()
+    how_many = "All" if good == total else f"{good} of"
+    return f"{how_many} {total} kernels compile for {targets} GPU targets, {spill or 'none'} with spills."
+
+
+def _not_run(report: Report) -> str:
+    left_out = len(report.results.not_run)
+    return f"{left_out} measurements were not made; the reasons are listed." if left_out else ""
+
+
+def _by_suite(comparisons: pd.DataFrame) -> list[tuple[tuple[float, str], pd.DataFrame]]:
+    return list(comparisons.groupby(["run", "suite"], sort=False)) if len(comparisons) else []
+
+
+def _clocks(report: Report) -> list[tuple]:
+    if report.comparisons.empty:
+        return []
+    keys = report.comparisons[["run", "device", "clock", "label"]].drop_duplicates()
+    return list(keys.itertuples(index=False, name=None))
+
+
+def _counted(report: Report) -> str:
+    labels = dict.fromkeys(label for label in report.results.compiled["label"] if label)
+    return f"{', '.join(labels) or 'label not stated'} from machine code, no GPU needed"
+
+
+def _ordered(part: pd.DataFrame) -> list[str]:
+    """Contenders as columns: the baseline, ours, then the others as they come."""
+    ours = dict(zip(part["contender"], part["ours"], strict=True))
+    baseline = part["baseline"].iloc[0]
+    return sorted(ours, key=lambda name: (name != baseline, not ours[name]))
+
+
+def _layer_rows(part: pd.DataFrame, contenders: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for key, of in part.groupby([*verdict.COMPARABLE], sort=False):
+        cells = {row["contender"]: row for row in of.to_dict("records")}
+        where = dict(zip(verdict.COMPARABLE, key, strict=True))
+        rows.append(
+            {
+                "pass": where["pass"],
+                "layer": where["layer"],
+                "count": int(of["count"].iloc[0]),
+                "cells": [(name, cells.get(name)) for name in contenders],
+            }
+        )
+    passes = list(dict.fromkeys(row["pass"] for row in rows))
+    return sorted(rows, key=lambda row: passes.index(row["pass"]))
+
+
+def _mean_rows(means: pd.DataFrame) -> list[dict[str, Any]]:
+    if means.empty:
+        return []
+    by = [name for name in verdict.GROUP if name not in ("run", "suite")]
+    rows = []
+    for key, of in means.groupby(by, sort=False):
+        cells = {row["contender"]: row for row in of.to_dict("records")}
+        rows.append(dict(zip(by, key, strict=True)) | {"cells": cells, "places": int(of["places"].iloc[0])})
+    return rows
+
+
+def _batch(part: pd.DataFrame) -> str:
+    """ "batch 16 as timed (published: 128)"; "" where the problems have no batch."""
+    batches = sorted({int(batch) for batch in part["batch"].dropna()})
+    if not batches:
+        return ""
+    published = sorted({int(batch) for batch in part["published_batch"].dropna()} - set(batches))
+    text = f"batch {', '.join(map(str, batches))} as timed"
+    return f"{text} (published: {', '.join(map(str, published))})" if published else text

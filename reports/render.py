@@ -1,0 +1,180 @@
+"""The page, the summary, the tables and the figures of a report, as files, each written atomically."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from reports import chart, page, tables, verdict
+
+TEMPLATES = Path(__file__).parent / "templates"
+# Word -> (sign, CSS class): a sign beside every colour.
+SIGNS = {
+    verdict.FASTER: ("▲", "good"), verdict.SAME: ("=", "even"), verdict.SLOWER: ("▼", "bad"),
+    verdict.AMBIGUOUS: ("?", "even"), verdict.WRONG: ("✕", "bad"), verdict.BASELINE: ("", ""),
+    verdict.NO_BASELINE: ("", "even"),
+}  # fmt: skip
+UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+MARKDOWN = str.maketrans(
+    {character: f"\\{character}" for character in "\\`*[]|"}
+    | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ", "\r": " "}
+)
+
+
+def render(report: page.Report) -> dict[str, str]:
+    """Relative path -> content of every text file: index.html, summary.md, tables/*.csv, figures/*.svg."""
+    drawings = page.charts(report)
+    svgs = {name: chart.svg(*charts) for name, charts in drawings.items()}
+    shown = {
+        name: {
+            "wide": Markup(chart.inline(svgs[name], f"{name}-w", charts[0].title)),
+            "narrow": Markup(chart.inline(chart.svg(*charts, narrow=True), f"{name}-n", charts[0].title)),
+            "label": "; ".join(dict.fromkeys(one.label for one in charts)),
+        }
+        for name, charts in drawings.items()
+    }
+    context: dict[str, Any] = {
+        "report": report,
+        "headline": page.headline(report),
+        "environments": tables.environments(report.results),
+        "figures": shown,
+        "overall": _records(report.overall),
+        "extremes": page.extremes(report),
+        "suites": page.suites(report),
+        "accuracy": _records(report.accuracy),
+        "failures": page.failures(report),
+        "unchecked": page.unchecked(report),
+        "compiled": _records(report.compiled),
+        "kernels": page.kernels(report),
+        "not_run": _records(report.not_run),
+        "margin": report.margin,
+        "signs": SIGNS,
+        "tallied": verdict.TALLIED,
+    }
+    files = {
+        "summary.md": _environment(markdown=True).get_template("summary.md.j2").render(context),
+        "index.html": _environment().get_template("index.html.j2").render(context),
+    }
+    files |= {f"figures/{name}.svg": text for name, text in svgs.items()}
+    return files | {f"tables/{name}.csv": text for name, text in csv(report).items()}
+
+
+def csv(report: page.Report) -> dict[str, str]:
+    """Table name -> CSV text: every number of the page, unrounded, times in seconds."""
+    results = report.results
+    environments = pd.DataFrame(
+        [
+            {"run": index, "file": run["file"], "key": key, "value": value}
+            for index, run in enumerate(tables.environments(results))
+            for key, value in run["known"]
+        ],
+        columns=["run", "file", "key", "value"],
+    )
+    problems = {"problem": [tables.describe_problem(problem) for problem in results.accuracy["problem"]]}
+    frames = {
+        "environment": environments,
+        "verdicts": report.comparisons.drop(columns=["problem_key", "ours", "log_variance"], errors="ignore"),
+        "geometric_means": report.groups,
+        "overall": report.overall,
+        "accuracy": results.accuracy.assign(**problems),
+        "accuracy_summary": report.accuracy,
+        "compiled": results.compiled,
+        "compiled_summary": report.compiled,
+        "not_run": results.not_run,
+    }
+    return {
+        name: _whole_runs(frame).to_csv(index=False, lineterminator="\n") for name, frame in frames.items()
+    }
+
+
+def write(files: Mapping[str, str | bytes], directory: Path) -> None:
+    """Write every file under the directory, the page last, so that it never shows what is not there yet."""
+    for name in sorted(files, key=lambda name: name == "index.html"):
+        write_file(directory / name, files[name])
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace one file in a single step: readers see the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def time(seconds: float) -> str:
+    """Three digits in the unit that keeps them short; "—" when there is none."""
+    if not math.isfinite(seconds):
+        return "—"
+    size, unit = next(((size, unit) for size, unit in UNITS if seconds >= size * 0.9995), UNITS[-1])
+    return f"{_digits(seconds / size)} {unit}"
+
+
+def span(low: float, high: float, unit: str = "") -> str:
+    """An interval, "" when there is none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    if unit == "time":
+        size, name = next(((size, unit) for size, unit in UNITS if high >= size * 0.9995), UNITS[-1])
+        return f"{_digits(low / size)}–{_digits(high / size)} {name}"
+    return f"{ratio(low, '')}–{ratio(high, '')}"
+
+
+def ratio(value: float, unit: str = "×") -> str:
+    """Two decimals below ten, three digits above."""
+    if value is None or not math.isfinite(value):
+        return "—"
+    return (f"{value:.2f}" if value < 9.995 else f"{value:.3g}" if value < 999.5 else f"{value:.0f}") + unit
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A plain number: whole ones in full, others with so many digits; "—" when not stated."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "—"
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.{digits}g}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def _environment(*, markdown: bool = False) -> Environment:
+    """Templates that escape every value: as HTML for the page, as Markdown for the summary."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=not markdown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=(lambda value: str(value).translate(MARKDOWN)) if markdown else None,
+    )
+    environment.filters |= {"time": time, "ratio": ratio, "number": number}
+    environment.globals |= {"span": span, "problem": tables.describe_problem}
+    return environment
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return frame.to_dict("records")
+
+
+def _whole_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Indices and counts as whole numbers; everything else as it is."""
+    whole = {
+        name: "Int64" for name in ("run", "count", "samples", "batch", "published_batch") if name in frame
+    }
+    return frame.astype(whole)

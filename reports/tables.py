@@ -1,0 +1,192 @@
+"""The report's other tables: accuracy, compiled kernels, what was not run, where everything ran."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.load import Results
+
+# Clocks that fall more than this between the first and the last measurement make times hard to compare.
+CLOCK_DRIFT = 0.05
+ENVIRONMENT = {
+    "gpu": "GPU", "driver": "Driver", "cuda": "CUDA", "cpu": "CPU", "cores": "Cores", "torch": "PyTorch",
+    "triton": "Triton", "python": "Python", "platform": "Platform", "commit": "Commit", "command": "Command",
+    "date": "Date",
+}  # fmt: skip
+SHOWN_ELSEWHERE = {"dirty", "clocks_before", "clocks_after"}
+
+
+def accuracy(results: Results) -> pd.DataFrame:
+    """Per suite, contender, type and executor: checks, failures, and the worst error beside torch's own.
+
+    ``worst_over_torch`` is the largest max|x - float64| / max|torch - float64|; the rule allows 2, plus a small
+    absolute term. It is NaN where a result was not finite. ``worst_relative`` is the largest max|x - float64| / max|float64|.
+    """
+    frame = with_error_ratios(results)
+    rows = []
+    for key, part in frame.groupby(["run", "suite", "contender", "dtype", "executed_by"], sort=False):
+        worst = part.loc[part["over_torch"].fillna(np.inf).idxmax()]
+        rows.append(
+            dict(zip(["run", "suite", "contender", "dtype", "executed_by"], key, strict=True))
+            | {
+                "checks": len(part),
+                "failed": int((~part["ok"]).sum()),
+                "worst_over_torch": worst["over_torch"],
+                "worst_at": " · ".join(filter(None, (worst["pass"], worst["layer"], worst["tensor"]))),
+                "worst_relative": part["relative"].max(skipna=False),
+                "largest_problem": describe_problem(max(part["problem"], key=_size)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def with_error_ratios(results: Results) -> pd.DataFrame:
+    """The accuracy frame with ``ok``, ``over_torch`` (error / torch's error; 0/0 is 0) and ``relative``."""
+    frame = results.accuracy
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(frame["error"] == 0, 0.0, frame["error"] / frame["torch_error"])
+        relative = np.where(frame["error"] == 0, 0.0, frame["error"] / frame["scale"])
+    return frame.assign(
+        ok=[value is True for value in frame["passed"]],
+        over_torch=ratio,
+        relative=relative,
+    )
+
+
+def compiled(results: Results) -> pd.DataFrame:
+    """Per kernel and target: how many compile, how many spill, and the ranges of what they use."""
+    rows = []
+    frame = results.compiled.assign(ok=[value is True for value in results.compiled["ok"]])
+    for (run, kernel, target), part in frame.groupby(["run", "kernel", "target"], sort=False):
+        good = part[part["ok"]]
+        rows.append(
+            {
+                "run": run,
+                "kernel": kernel,
+                "target": target,
+                "gpu": next((gpu for gpu in part["gpu"] if gpu), ""),
+                "kernels": len(part),
+                "compile": len(good),
+                "spill": int((good["spills"] > 0).sum()),
+                "registers": extent(good["registers"]),
+                "shared_kib": extent(good["shared_bytes"] / 1024),
+                "mma": ", ".join(dict.fromkeys(name for name in good["mma"] if name)),
+                "instructions_per_mma": extent(good["loop_instructions_per_mma"]),
+                "compile_seconds": good["compile_seconds"].median(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def not_run(results: Results) -> pd.DataFrame:
+    """One row for each reason: how many were left out, and which kinds of them."""
+    rows = []
+    for (run, reason), part in results.not_run.groupby(["run", "reason"], sort=False):
+        kinds = {name: _listed(part[name]) for name in ("contender", "suite", "pass", "net", "dtype")}
+        rows.append({"run": run, "reason": reason, "left_out": len(part)} | kinds)
+    frame = pd.DataFrame(rows)
+    return frame.sort_values("left_out", ascending=False, kind="stable") if len(frame) else frame
+
+
+def environments(results: Results) -> list[dict[str, Any]]:
+    """For each file: its name, what ran there (name and value pairs in a fixed order) and what to be wary of."""
+    found = []
+    for index, run in enumerate(results.runs):
+        stated = run["environment"]
+        known = [
+            (title, _plain(stated[key]))
+            for key, title in ENVIRONMENT.items()
+            if stated.get(key) not in (None, "")
+        ]
+        if run["kind"] == "results" and "gpu" in stated and not stated["gpu"]:
+            known.insert(0, ("GPU", "none"))
+        known += _batches(results, index)
+        clocks = _clocks(stated)
+        known += [
+            (f"Clock {name}", f"{before:g} → {after:g} (before → after)") for name, before, after in clocks
+        ]
+        more = {
+            key: value for key, value in stated.items() if key not in ENVIRONMENT.keys() | SHOWN_ELSEWHERE
+        }
+        known += [(key.replace("_", " "), _plain(value)) for key, value in more.items() if value is not None]
+        found.append(
+            {"file": run["file"], "kind": run["kind"], "known": known, "wary": _wary(stated, clocks)}
+        )
+    return found
+
+
+def describe_problem(problem: Any) -> str:
+    """A problem in one short line: N x C x H x W -> K, R x S."""
+    if not isinstance(problem, Mapping) or not problem:
+        return ""
+    if not {"N", "C", "H", "W", "K"} <= problem.keys():
+        return ", ".join(f"{key}={_plain(value)}" for key, value in problem.items())
+    text = f"{problem['N']}×{problem['C']}×{problem['H']}×{problem['W']} → {problem['K']}"
+    return f"{text}, {problem['R']}×{problem['S']}" if {"R", "S"} <= problem.keys() else text
+
+
+def extent(values: pd.Series) -> str:
+    """Smallest to largest of the stated values, one number when they agree, "" when none is stated."""
+    stated = values.dropna()
+    if not len(stated):
+        return ""
+    low, high = (f"{value:.3g}" for value in (stated.min(), stated.max()))
+    return low if low == high else f"{low}–{high}"
+
+
+def _wary(stated: Mapping[str, Any], clocks: list[tuple[str, float, float]]) -> list[str]:
+    wary = []
+    if not stated.get("commit"):
+        wary.append("The commit is not stated.")
+    if stated.get("dirty") is True:
+        wary.append("The checkout had uncommitted changes: the commit alone does not reproduce this run.")
+    for name, before, after in clocks:
+        change = after / before - 1 if before else 0.0
+        if abs(change) > CLOCK_DRIFT:
+            wary.append(f"The {name} clock changed by {change:+.0%} during the run.")
+    return wary
+
+
+def _clocks(stated: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    before, after = stated.get("clocks_before"), stated.get("clocks_after")
+    if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
+        return []
+    pairs = [(str(key), before[key], after[key]) for key in before if key in after]
+    return [(key, float(a), float(b)) for key, a, b in pairs if _is_number(a) and _is_number(b)]
+
+
+def _batches(results: Results, run: int) -> list[tuple[str, str]]:
+    """The batch that each net was timed with, and the published one when it is another."""
+    frame = results.benchmarks[results.benchmarks["run"] == run]
+    said: dict[str, None] = {}
+    for net, problem, published in zip(frame["net"], frame["problem"], frame["published_batch"], strict=True):
+        batch = problem.get("N") if isinstance(problem, Mapping) else None
+        if batch is not None:
+            other = "" if np.isnan(published) or published == batch else f" (published: {published:g})"
+            said[f"{net or 'unnamed net'}: {batch}{other}"] = None
+    return [("Batch as timed", "; ".join(said))] if said else []
+
+
+def _listed(values: pd.Series) -> str:
+    return ", ".join(dict.fromkeys(value for value in values if value))
+
+
+def _size(problem: Any) -> float:
+    if not isinstance(problem, Mapping):
+        return -1.0
+    return float(
+        np.prod([problem[key] for key in ("N", "C", "H", "W", "K") if _is_number(problem.get(key))] or [0])
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
