@@ -1,0 +1,311 @@
+"""The compiled half of wgrad: the two orders in which a reduction over pixels can be walked, and the second pass.
+
+*Batch order* (``wgrad_batch_kernel``): the BLOCK_K rows of a tile are the same pixel (p, q) of BLOCK_K images.
+The sum does not care for order, and this one makes (p, q), and with it the padding, the same for all rows:
+the walk is scalar, whatever the stride, and a tile whose columns lie in one tap visits only the pixels that
+read inside the image, without a mask. It needs a batch that fills BLOCK_K.
+
+*Pixel order* (``wgrad_pixel_kernel``): the rows are consecutive pixels of the flattened (n, p, q), for any batch.
+An image row's end falls anywhere in a tile, and two facts keep divisions out of the loop. For one tap the pixels
+that read inside the image are a run of q within every Q and a run of rows within every P*Q, so two phases tell:
+
+    (pixel - first valid q) mod Q < valid q's        (pixel - first valid row * Q) mod P*Q < valid rows * Q
+
+and a phase moves by a constant with at most one wrap: ``min(moved, moved - period)`` on unsigned numbers.
+And where the output is as large as the input (stride 1, "same" padding) the input's address is linear in
+the pixel, so only one scalar pointer moves (LINEAR); else each row's offset jumps when q or p wraps.
+
+Instructions a warp issues per MMA against a GEMM without masks: see the tests' counted table.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _wrap(phase, step, period):
+    """(phase + step) mod period for unsigned phase, step < period: a wrapped difference loses the minimum."""
+    moved = phase + step
+    return tl.minimum(moved, moved - period)
+
+
+@triton.jit
+def _first_and_count(tap_offset, pad, size, stride, outputs):
+    """The outputs o in [0, outputs) with 0 <= o * stride - pad + tap_offset < size: first of them, how many."""
+    lead = pad - tap_offset
+    first = tl.minimum((tl.maximum(lead, 0) + stride - 1) // stride, outputs)
+    end = tl.minimum((tl.maximum(size + lead, 0) + stride - 1) // stride, outputs)
+    return first, tl.maximum(end - first, 0)
+
+
+@triton.jit
+def _place(tiles_m, tiles_n, groups, GROUP_M: tl.constexpr):
+    """(split, group, tile of K, tile of columns) of this program, in an order that is kind to L2.
+
+    All tiles of one split run together, since they read the same pixels; within it GROUP_M tiles of K share
+    each tile of x's columns before the next is read.
+    """
+    pid = tl.program_id(0)
+    tiles = tiles_m * tiles_n
+    tile = pid % tiles
+    first_m = (tile // (GROUP_M * tiles_n)) * GROUP_M
+    height = tl.minimum(tiles_m - first_m, GROUP_M)
+    within = tile % (GROUP_M * tiles_n)
+    return pid // (tiles * groups), (pid // tiles) % groups, first_m + within % height, within // height
+
+
+@triton.jit
+def _store(out, accumulator, k, column, Kg, columns, plane):
+    """out[plane, k, column] = accumulator, in out's dtype, where k and column exist."""
+    offset = (plane.to(tl.int64) * Kg + k)[:, None] * columns + column[None, :]
+    mask = (k < Kg)[:, None] & (column < columns)[None, :]
+    tl.store(out + offset, accumulator.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def wgrad_batch_kernel(
+    dy, x, out,
+    N, vectors_K, Kg, vectors_C, Cg, columns,
+    H, W, P, Q, S,
+    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
+    tiles_m, tiles_n, groups, splits,
+    ONE_TAP: tl.constexpr, PADDED: tl.constexpr, EVEN: tl.constexpr,
+    VECTOR_K: tl.constexpr, VECTOR_C: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """One tile of dw, or of one split's plane of the workspace; each step takes one pixel of BLOCK_K images.
+
+    dy: (N, P, Q, K). x: (N, H, W, C). out: (splits, K, R, S, C/groups), the workspace or dw itself.
+    ONE_TAP: BLOCK_N divides Cg, so r and s are scalars and the walk keeps inside the image by itself.
+    """
+    split, group, tile_m, tile_n = _place(tiles_m, tiles_n, groups, GROUP_M)
+    C = vectors_C * VECTOR_C
+    K = vectors_K * VECTOR_K
+    row = tl.arange(0, BLOCK_K)
+    k = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    if ONE_TAP:
+        tap = tile_n * BLOCK_N // Cg
+        c = tile_n * BLOCK_N - tap * Cg + tl.arange(0, BLOCK_N)
+    else:
+        column_read = tl.where(column < columns, column, 0)
+        tap = column_read // Cg
+        c = tl.max_contiguous(tl.multiple_of(column_read - tap * Cg, VECTOR_C), VECTOR_C)
+    tap_h = (tap // S) * dilation_h
+    tap_w = (tap % S) * dilation_w
+    tap_shift = (tap_h * W + tap_w) * C
+    first_p, count_p = _first_and_count(tap_h, pad_top, H, stride_h, P)
+    first_q, count_q = _first_and_count(tap_w, pad_left, W, stride_w, Q)
+    if ONE_TAP:
+        start_p, end_p, start_q, end_q = first_p, first_p + count_p, first_q, first_q + count_q
+        column_offset = tap_shift + c
+    else:
+        start_p, end_p, start_q, end_q = 0, P, 0, Q
+        column_offset = tl.max_constancy(tl.multiple_of(tap_shift, VECTOR_C), VECTOR_C) + c
+
+    width = end_q - start_q
+    box = tl.maximum((end_p - start_p) * width, 1)
+    total = tl.cdiv(N, BLOCK_K) * ((end_p - start_p) * width)
+    steps = tl.cdiv(total, splits)
+    first = split * steps
+    steps = tl.minimum(steps, total - first)
+    block = first // box
+    p = start_p + (first - block * box) // tl.maximum(width, 1)
+    q = start_q + (first - block * box) % tl.maximum(width, 1)
+    n = block.to(tl.int64) * BLOCK_K
+
+    # Channels and columns beyond the end read the first ones: their sums are never stored.
+    k_read = tl.max_contiguous(tl.multiple_of(tl.where(k < Kg, k, 0), VECTOR_K), VECTOR_K)
+    dy_tile = dy + ((n * P + p) * Q + q) * K + group * Kg
+    dy_offset = k_read[:, None] + (row * (P * Q * K))[None, :]
+    x_tile = x + ((n * H + (p * stride_h - pad_top)) * W + (q * stride_w - pad_left)) * C + group * Cg
+    x_offset = (row * (H * W * C))[:, None] + column_offset[None, :]
+    # How far the next pixel is: in the row, in the next row, in the next BLOCK_K images.
+    dy_next_q = K
+    dy_next_p = (Q - width + 1) * K
+    dy_next_n = dy_next_p + (BLOCK_K * P - (end_p - start_p)) * Q * K
+    x_next_q = stride_w * C
+    x_next_p = x_next_q + (stride_h * W - width * stride_w) * C
+    x_next_n = x_next_p + (BLOCK_K * H - (end_p - start_p) * stride_h) * W * C
+    images = N - block * BLOCK_K
+
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for _ in range(steps):
+        x_pointer = x_tile + x_offset
+        dy_pointer = dy_tile + dy_offset
+        if PADDED and not ONE_TAP:
+            inside = tl.cast(p - first_p, tl.uint32) < tl.cast(count_p, tl.uint32)
+            inside &= tl.cast(q - first_q, tl.uint32) < tl.cast(count_q, tl.uint32)
+            inside = tl.max_constancy(inside, VECTOR_C)[None, :]
+            if not EVEN:
+                inside = inside & (row < images)[:, None]
+            x_block = tl.load(x_pointer, mask=inside, other=0.0)
+        elif EVEN:
+            x_block = tl.load(x_pointer)
+        else:
+            x_block = tl.load(x_pointer, mask=(row < images)[:, None], other=0.0)
+        if EVEN:
+            dy_block = tl.load(dy_pointer)
+        else:
+            dy_block = tl.load(dy_pointer, mask=(row < images)[None, :], other=0.0)
+        if WIDEN:
+            dy_block, x_block = dy_block.to(tl.float32), x_block.to(tl.float32)
+        accumulator = tl.dot(dy_block, x_block, accumulator, input_precision=PRECISION)
+
+        q += 1
+        row_ends = q == end_q
+        q = tl.where(row_ends, start_q, q)
+        p = tl.where(row_ends, p + 1, p)
+        image_ends = p == end_p
+        p = tl.where(image_ends, start_p, p)
+        dy_tile += tl.where(image_ends, dy_next_n, tl.where(row_ends, dy_next_p, dy_next_q))
+        x_tile += tl.where(image_ends, x_next_n, tl.where(row_ends, x_next_p, x_next_q))
+        if not EVEN:
+            images = tl.where(image_ends, images - BLOCK_K, images)
+
+    _store(out, accumulator, k, column, Kg, columns, split * groups + group)
+
+
+@triton.jit
+def wgrad_pixel_kernel(
+    dy, x, out,
+    pixels, vectors_K, Kg, vectors_C, Cg, columns,
+    H, W, P, Q, S,
+    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
+    tiles_m, tiles_n, groups, steps_per_split,
+    step_n, step_p, step_q, step_image,
+    LINEAR: tl.constexpr, PADDED: tl.constexpr, EVEN: tl.constexpr, Q_MOVES: tl.constexpr, P_MOVES: tl.constexpr,
+    VECTOR_K: tl.constexpr, VECTOR_C: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """One tile of dw, or of one split's plane of the workspace.
+
+    dy: (N, P, Q, K). x: (N, H, W, C). out: (splits, K, R, S, C/groups), the workspace or dw itself.
+    pixels: N*P*Q. vectors_K: K / VECTOR_K and vectors_C: C / VECTOR_C, so that the compiler sees what the
+    strides divide by. Kg, Cg: channels of a group. columns: R*S*Cg. step_n, step_p, step_q: BLOCK_K pixels
+    as mixed-radix digits of (P, Q); step_image: BLOCK_K mod P*Q.
+    """
+    split, group, tile_m, tile_n = _place(tiles_m, tiles_n, groups, GROUP_M)
+    C = vectors_C * VECTOR_C
+    K = vectors_K * VECTOR_K
+    first = split.to(tl.int64) * steps_per_split * BLOCK_K
+    row = tl.arange(0, BLOCK_K)
+
+    # Channels and columns beyond the end read the first ones: their sums are never stored.
+    k = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    k_read = tl.max_contiguous(tl.multiple_of(tl.where(k < Kg, k, 0), VECTOR_K), VECTOR_K)
+    dy_tile = dy + first * K + group * Kg
+    dy_offset = k_read[:, None] + row[None, :] * K
+
+    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    column_read = tl.where(column < columns, column, 0)
+    tap = column_read // Cg
+    c = tl.max_contiguous(tl.multiple_of(column_read - tap * Cg, VECTOR_C), VECTOR_C)
+    tap_h = (tap // S) * dilation_h
+    tap_w = (tap % S) * dilation_w
+    tap_shift = tl.max_constancy(tl.multiple_of((tap_h * W + tap_w) * C, VECTOR_C), VECTOR_C)
+
+    image0 = first // (P * Q)
+    pixel0 = (first - image0 * (P * Q)).to(tl.int32)
+    p0 = pixel0 // Q
+    q0 = pixel0 - p0 * Q
+    corner = (image0 * H + (p0 * stride_h - pad_top)) * W + (q0 * stride_w - pad_left)
+    x_tile = x + corner * C + group * Cg
+    image = (pixel0 + row) % (P * Q)  # the pixel's place in its image
+    p = image // Q
+    q = image % Q
+    if LINEAR:
+        x_offset = (row * stride_w * C)[:, None] + (tap_shift + c)[None, :]
+        step_x = BLOCK_K * stride_w * C
+    else:
+        ahead = (pixel0 + row) // (P * Q)
+        row_offset = ((ahead * H + (p - p0) * stride_h) * W + (q - q0) * stride_w) * C
+        column_offset = tap_shift + c
+        step_x = ((step_n * H + step_p * stride_h) * W + step_q * stride_w) * C
+        jump_q = (stride_h * W - Q * stride_w) * C
+        jump_p = (H - P * stride_h) * W * C
+    if PADDED:
+        first_p, count_p = _first_and_count(tap_h, pad_top, H, stride_h, P)
+        first_q, count_q = _first_and_count(tap_w, pad_left, W, stride_w, Q)
+        if LINEAR:
+            period = tl.cast(P * Q, tl.uint32)
+            period_q = tl.cast(Q, tl.uint32)
+            limit = tl.broadcast_to((count_p * Q).to(tl.uint32)[None, :], (BLOCK_K, BLOCK_N))
+            limit_q = count_q.to(tl.uint32)[None, :]
+            phase = (image[:, None] - (first_p * Q)[None, :]).to(tl.uint32)
+            phase = tl.minimum(phase, phase + period)
+            phase_q = (q[:, None] - first_q[None, :]).to(tl.uint32)
+            phase_q = tl.minimum(phase_q, phase_q + period_q)
+            if not Q_MOVES:  # a step is whole image rows: q's verdict never changes
+                limit = tl.where(phase_q < limit_q, limit, 0)
+
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    left = pixels - first
+    steps = tl.minimum(steps_per_split, tl.cdiv(left, BLOCK_K)).to(tl.int32)
+    rows_left = tl.minimum(left, steps_per_split * BLOCK_K).to(tl.int32)
+    for _ in range(steps):
+        if LINEAR:
+            x_pointer = x_tile + x_offset
+        else:
+            x_pointer = x_tile + (row_offset[:, None] + column_offset[None, :])
+        if PADDED:
+            if LINEAR:
+                inside = phase < limit
+                if Q_MOVES:
+                    inside &= phase_q < limit_q
+            else:
+                inside = (p[:, None] - first_p[None, :]).to(tl.uint32) < count_p.to(tl.uint32)[None, :]
+                inside &= (q[:, None] - first_q[None, :]).to(tl.uint32) < count_q.to(tl.uint32)[None, :]
+            if not EVEN:
+                inside &= (row < rows_left)[:, None]
+            inside = tl.max_constancy(inside, [1, VECTOR_C])
+            x_block = tl.load(x_pointer, mask=inside, other=0.0)
+        elif EVEN:
+            x_block = tl.load(x_pointer)
+        else:
+            x_block = tl.load(x_pointer, mask=(row < rows_left)[:, None], other=0.0)
+        if EVEN:
+            dy_block = tl.load(dy_tile + dy_offset)
+        else:
+            dy_block = tl.load(dy_tile + dy_offset, mask=(row < rows_left)[None, :], other=0.0)
+        if WIDEN:
+            dy_block, x_block = dy_block.to(tl.float32), x_block.to(tl.float32)
+        accumulator = tl.dot(dy_block, x_block, accumulator, input_precision=PRECISION)
+
+        dy_tile += BLOCK_K * K
+        x_tile += step_x
+        if not EVEN:
+            rows_left -= BLOCK_K
+        if LINEAR:
+            if PADDED:
+                if P_MOVES:
+                    phase = _wrap(phase, tl.cast(step_image, tl.uint32), period)
+                if Q_MOVES:
+                    phase_q = _wrap(phase_q, tl.cast(step_q, tl.uint32), period_q)
+        else:
+            q += step_q
+            carry = q >= Q
+            q = tl.where(carry, q - Q, q)
+            p = tl.where(carry, p + (step_p + 1), p + step_p)
+            row_offset = tl.where(carry, row_offset + jump_q, row_offset)
+            carry = p >= P
+            p = tl.where(carry, p - P, p)
+            row_offset = tl.where(carry, row_offset + jump_p, row_offset)
+
+    _store(out, accumulator, k, column, Kg, columns, split * groups + group)
+
+
+@triton.jit
+def reduce_kernel(workspace, dw, elements, splits, BLOCK: tl.constexpr):
+    """dw[i] = sum over splits, in order, of workspace[split, i]: float32 sums, cast once."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offset = start + tl.arange(0, BLOCK)
+    mask = offset < elements
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    pointer = workspace + offset
+    for _ in range(splits):
+        total += tl.load(pointer, mask=mask, other=0.0)
+        pointer += elements
+    tl.store(dw + offset, total.to(dw.dtype.element_ty), mask=mask)
