@@ -1,0 +1,103 @@
+"""``python -m bench.compile [--loops] [--json FILE] ...``: see ``bench/compile/__init__.py``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.environment import environment
+from bench.layers import NETS, Layer, layers
+from triton_dirac.tuning.targets import TARGETS
+
+from . import loops
+from .jobs import KERNELS, Job, applies
+from .run import rows_of
+from .table import console, print_rows, write_json
+
+DTYPES = ("bfloat16", "float16", "float32", "tf32")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m bench.compile", description=__doc__)
+    names = "comma-separated; default: "
+    parser.add_argument("--targets", help=names + ",".join(TARGETS))
+    parser.add_argument("--kernels", help=f"comma-separated parts of names; all: {', '.join(KERNELS)}")
+    parser.add_argument("--nets", help=names + ",".join(NETS))
+    parser.add_argument("--layers", help="comma-separated parts of layer names; default: see --all")
+    parser.add_argument("--dtypes", help=f"{names}bfloat16, and {','.join(DTYPES[1:])} for one layer")
+    every = "every layer in every dtype, not only each net's stem and the Dirac layer with the most work"
+    parser.add_argument("--all", action="store_true", help=every)
+    parser.add_argument("--loops", action="store_true", help="main loops at equal tiles, beside a plain GEMM")
+    parser.add_argument(
+        "--peers", action="store_true", help="add other projects' kernels (they are in --loops)"
+    )
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument("--timeout", type=float, default=120, help="seconds for one kernel")
+    return parser.parse_args(arguments)
+
+
+def jobs_of(options: argparse.Namespace) -> list[Job]:
+    """The jobs of the kernel table."""
+    targets = split(options.targets) or list(TARGETS)
+    nets = split(options.nets) or list(NETS)
+    kernels = [k for k in KERNELS if any(part in k for part in split(options.kernels) or [""])]
+    jobs = []
+    for net in nets:
+        some = list(layers(net)) if options.all else representative(layers(net))
+        if wanted := split(options.layers):
+            some = [layer for layer in layers(net) if any(part in layer.name for part in wanted)]
+        for dtype in split(options.dtypes) or DTYPES:
+            if not (options.all or options.dtypes or dtype == DTYPES[0]):
+                some = some[-1:] if net == nets[0] else []
+            jobs += [
+                Job(
+                    *(kernel, KERNELS[kernel][0], net, layer.name, dtype, target, layer.problem, layer.count),
+                    KERNELS[kernel][1],
+                )
+                for target in targets
+                for kernel in kernels
+                for layer in some
+                if applies(kernel, layer.dirac, layer.problem, dtype)
+            ]
+    return sorted(jobs, key=lambda job: (targets.index(job.target), list(KERNELS).index(job.kernel)))
+
+
+def representative(of_net: Sequence[Layer]) -> list[Layer]:
+    """The plain layers (the stem), and the Dirac layer in which the net spends most of its arithmetic."""
+    most = max((x for x in of_net if x.dirac), key=lambda layer: layer.count * layer.problem.flops)
+    return [layer for layer in of_net if not layer.dirac or layer is most]
+
+
+def split(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def main() -> None:
+    options = parse()
+    for name, known in (("targets", TARGETS), ("nets", NETS)):
+        if unknown := [value for value in split(getattr(options, name)) if value not in known]:
+            sys.exit(f"--{name}: {', '.join(unknown)} is not one of {', '.join(known)}")
+    output = console()
+    if options.loops:
+        targets, dtypes = split(options.targets) or loops.TARGETS, split(options.dtypes) or loops.DTYPES
+        jobs = loops.jobs_of(targets, dtypes, options.kernels or "")
+    else:
+        jobs = jobs_of(options)
+    rows = rows_of(jobs, workers=options.jobs, timeout=options.timeout)
+    if options.loops:
+        loops.add_ratios(rows)
+        loops.print_rows(rows, output)
+    else:
+        print_rows(rows, output)
+    if options.json:
+        command = " ".join(["python -m bench.compile", *sys.argv[1:]])
+        write_json({"kind": "compile", "environment": environment(command), "rows": rows}, options.json)
+        print(f"written: {options.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""``python -m bench.compile.worker``: plans and compiles what it reads, one JSON line in, one out.
+
+A process of its own because a process that interprets kernels cannot compile them, and because a compiler
+may crash or hang. The launch is specialised by Triton's own JIT code, so that what is analysed is what a
+GPU would be given: arguments equal to 1 become constants, divisibility by 16 and small buffers are known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from triton_dirac.kernels.launch import Launch
+from triton_dirac.tuning.targets import TARGETS, Target
+
+from . import amdgcn, sass
+from .counts import count
+from .jobs import Job
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TENSOR_MEMORY_COLUMNS = 512  # of a Blackwell multiprocessor; Triton launches no kernel that needs more
+
+
+def plan(job: Job) -> tuple[str, list[Launch]]:
+    """The config's name and the launches that the job's planner makes of it on meta tensors."""
+    module, function = job.planner.split(":")
+    return getattr(importlib.import_module(module), function)(job)
+
+
+def specialise(launch: Launch, target: Target) -> tuple[ASTSource, GPUTarget, dict[str, Any]]:
+    """What the JIT would compile for this launch on ``target``: source, target, options."""
+    kernel = launch.kernel
+    while not isinstance(kernel, JITFunction):  # an autotuner's or heuristics' kernel
+        kernel = kernel.fn
+    gpu = GPUTarget(target.backend, target.arch, target.warp_size)
+    backend = make_backend(gpu)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    keywords = {**launch.args, **launch.constexprs, **launch.options}
+    bound, specialisation, options = bind(**keywords)
+    parsed, signature, constants, attributes = kernel._pack_args(
+        backend, keywords, bound, specialisation, options
+    )
+    return ASTSource(kernel, signature, constants, attributes), gpu, parsed.__dict__
+
+
+def key(source: ASTSource, options: dict[str, Any]) -> str:
+    """Equal for launches that compile to the same binary on one target."""
+    return hashlib.sha256(f"{source.hash()} {sorted(options.items(), key=str)}".encode()).hexdigest()[:16]
+
+
+def measure(source: ASTSource, gpu: GPUTarget, options: dict[str, Any], target: Target) -> dict[str, Any]:
+    """Compile and count. ``error`` says what a launch would refuse although the kernel compiles."""
+    start = time.perf_counter()
+    compiled = triton.compile(source, target=gpu, options=options)
+    seconds = time.perf_counter() - start
+    if target.backend == "cuda":
+        listing, resources = sass.disassemble(compiled.asm["cubin"], TOOLS)
+        counts = count(listing, sass.ISA)
+    else:
+        listing, resources = amdgcn.disassemble(compiled.asm["amdgcn"])
+        counts = count(listing, amdgcn.ISA)
+    shared = compiled.metadata.shared
+    columns = getattr(compiled.metadata, "tmem_size", None) or 0
+    error = None
+    if shared > target.shared_bytes:
+        error = f"needs {shared} bytes of shared memory, {target.gpu} has {target.shared_bytes}"
+    elif columns > TENSOR_MEMORY_COLUMNS:
+        error = f"needs {columns} columns of tensor memory, {target.gpu} has {TENSOR_MEMORY_COLUMNS}"
+    return {
+        "ok": error is None,
+        "error": error,
+        "compile_seconds": seconds,
+        "triton": triton.__version__,
+        "shared_bytes": shared,
+        "tensor_memory_columns": columns,
+        **resources,
+        **counts,
+    }
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Plan a job (its launches' entry names and keys), or compile its launch number ``launch``."""
+    job = Job.from_json(request["job"])
+    target = TARGETS[job.target]
+    config, launches = plan(job)
+    if "launch" in request:
+        return measure(*specialise(launches[request["launch"]], target), target)
+    planned = []
+    for launch in launches:
+        source, _, options = specialise(launch, target)
+        planned.append({"entry": source.name, "key": key(source, options), "grid": list(launch.grid)})
+    return {"ok": True, "config": config, "launches": planned}
+
+
+def main() -> None:
+    """Serve requests until the input ends; what compilers print goes to the error stream."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            reply = answer(json.loads(line))
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            reply = {"ok": False, "error": describe(error)}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def describe(error: BaseException) -> str:
+    """The error's kind and what it says first: Triton quotes source lines and whole listings after that."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = f" <- {describe(error.__cause__)}" if error.__cause__ is not None else ""
+    return f"{type(error).__name__}: {' | '.join(lines[:6])[:600]}{cause}"
+
+
+if __name__ == "__main__":
+    main()
