@@ -1,0 +1,66 @@
+"""dgrad: the gradient of the convolution's input, with the identity's gradient in its epilogue.
+
+GEMM view: M = N*H*W rows, N = C / groups columns, K = (K / groups) * R * S; for strides above 1, one such
+problem per stride phase over the taps that reach it, without zero insertion or atomics.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from triton_dirac.kernels.implicit_gemm import plan
+from triton_dirac.kernels.launch import Launch
+from triton_dirac.problem import ConvProblem
+from triton_dirac.tuning.config import Config
+from triton_dirac.tuning.dgrad import default
+from triton_dirac.tuning.targets import target_of
+
+
+def dgrad_flops(problem: ConvProblem) -> int:
+    """2 x multiply-adds: fprop's."""
+    return problem.flops
+
+
+def dgrad_bytes(problem: ConvProblem, dtype: torch.dtype, identity: bool = False) -> int:
+    """Bytes that must move: dy and weight read, dx written, each once; ``identity`` adds alpha."""
+    elements = problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q
+    elements += problem.K * (problem.C // problem.groups) * problem.R * problem.S
+    return elements * dtype.itemsize + (4 * problem.K if identity else 0)
+
+
+def dgrad(
+    dy: Tensor,
+    w: Tensor,
+    alpha: Tensor | None,
+    problem: ConvProblem,
+    *,
+    precision: str = "ieee",
+    config: Config | None = None,
+) -> Tensor:
+    """dx = conv_transpose(dy, w) + alpha[k] * dy[n, k, where the centre tap reads], channels-last.
+
+    dy (N, K, P, Q), w (K, C / groups, R, S), alpha (K,), (1,) or None, as fprop's. Input pixels that no tap
+    reads get 0. Sums are float32; ``precision`` as fprop's.
+    """
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    w = w.contiguous(memory_format=torch.channels_last)
+    dx = torch.empty(problem.input_shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
+    for launch in plan_dgrad(dy, w, dx, alpha, problem, precision=precision, config=config):
+        launch.run()
+    return dx
+
+
+def plan_dgrad(
+    dy: Tensor,
+    w: Tensor,
+    dx: Tensor,
+    alpha: Tensor | None,
+    problem: ConvProblem,
+    *,
+    precision: str = "ieee",
+    config: Config | None = None,
+) -> list[Launch]:
+    """The launches of :func:`dgrad`, for channels-last tensors of any device, "meta" included."""
+    config = config or default(problem, dy.dtype, target_of(dy.device))
+    return plan(dy, w, dx, None, alpha, problem, dgrad=True, relu=False, precision=precision, config=config)
