@@ -1,0 +1,54 @@
+"""The check that gates timing: at most twice the error of torch in the same dtype, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+# Allowed beside twice torch's error, as a part of the largest true value: what rounding once and summing in
+# another order may cost. TF32 keeps float16's ten bits of mantissa.
+ROUNDING = {"float32": 1e-5, "tf32": 1e-3, "float16": 1e-3, "bfloat16": 8e-3}
+
+
+@dataclass(frozen=True)
+class Error:
+    """max |result - truth| of one tensor; ``scale`` is max |truth|, ``torch_error`` plain torch's error."""
+
+    tensor: str
+    error: float
+    scale: float
+    torch_error: float
+    passed: bool
+
+    def __str__(self) -> str:
+        return f"{self.tensor} off by {self.error:.2e} (torch {self.torch_error:.2e}, scale {self.scale:.2e})"
+
+
+def max_error(result: Tensor, truth: Tensor) -> float:
+    """max |result - truth| in float64. NaN if either holds one, and infinite if the shapes differ."""
+    if result.shape != truth.shape:
+        return float("inf")
+    if truth.numel() == 0:
+        return 0.0
+    return (result.detach().double() - truth).abs().max().item()
+
+
+def check(
+    results: Mapping[str, Tensor], truth: Mapping[str, Tensor], torch_errors: Mapping[str, float], dtype: str
+) -> list[Error]:
+    """One Error for each tensor of ``truth``: passed if error <= 2 * torch_error + rounding * scale."""
+    errors = []
+    for tensor, true in truth.items():
+        scale = true.abs().max().item() if true.numel() else 0.0
+        error = max_error(results[tensor], true)
+        allowed = 2 * torch_errors[tensor] + ROUNDING[dtype] * scale
+        errors.append(Error(tensor, error, scale, torch_errors[tensor], error <= allowed))
+    return errors
+
+
+def failures(errors: Sequence[Error]) -> str | None:
+    """What failed, in words; None if nothing did."""
+    failed = [str(error) for error in errors if not error.passed]
+    return f"failed the check against float64: {'; '.join(failed)}" if failed else None

@@ -1,0 +1,77 @@
+"""Ties the lab into pytest: which rows there are, what runs them, what goes into the results file."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():  # before triton_dirac is imported: kernels read it when they are defined
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from bench import environment, results
+from bench.contenders import CONTENDERS
+from bench.lab import Lab
+from bench.layers import NETS, layers
+from bench.options import Selection, chosen, require_known
+from bench.timing import REPLAY
+
+LAB = pytest.StashKey[Lab]()
+PARAMETERS = ("net", "layer", "dtype", "direction", "contender")
+
+
+def lab_of(config: pytest.Config) -> Lab:
+    if LAB not in config.stash:
+        if not config.pluginmanager.hasplugin("benchmark"):
+            raise pytest.UsageError("the suites need pytest-benchmark: pip install 'triton-dirac[bench]'")
+        selection = Selection.of(config)
+        require_known("--nets", selection.nets, tuple(NETS))
+        nets = (net for net in NETS if chosen(net, selection.nets))
+        require_known("--layers", selection.layers, [layer.name for net in nets for layer in layers(net)])
+        require_known("--contenders", selection.contenders, [contender.name for contender in CONTENDERS])
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config.stash[LAB] = Lab(selection, device)
+    return config.stash[LAB]
+
+
+@pytest.fixture(scope="session")
+def lab(pytestconfig: pytest.Config) -> Lab:
+    return lab_of(pytestconfig)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "lab" not in metafunc.fixturenames:
+        return
+    rows = list(lab_of(metafunc.config).rows(metafunc.module.SUITE))
+    values = [(layer.net, layer.name, *rest) for layer, *rest in rows]
+    metafunc.parametrize(PARAMETERS, values, ids=[" ".join(row) for row in values])
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if "lab" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.benchmark(timer=REPLAY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict) -> None:
+    lab = lab_of(config)
+    command = shlex.join(["pytest", *config.invocation_params.args])
+    clocks_after = environment.clocks() if lab.on_gpu else None
+    output_json["environment"] = environment.environment(command, lab.clocks_before, clocks_after)
+    output_json["not_run"] = lab.not_run
+    output_json["accuracy"] = lab.accuracy
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One entry a line in the results file: a third of the size, and a diff that can be read."""
+    target = session.config.getoption("benchmark_json", default=None)
+    if LAB not in session.config.stash or target is None:
+        return
+    path = Path(getattr(target, "name", target) if not isinstance(target, Path) else target)
+    if path.exists():
+        results.compact(path)

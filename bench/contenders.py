@@ -1,0 +1,231 @@
+"""The implementations that are compared, by suite. All of a suite take the same inputs to the same results.
+
+Each builder lays out its inputs first and returns the call that is timed. The contender ``reference`` is not
+the definition (``triton_dirac.reference``, written to be right) but the eager chain that DiracNets' own code
+runs, delta kept in a buffer: a rival, not a straw man.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import triton_dirac
+from bench.suite import Build, Contender, Results, Work, call_of
+
+LAST, FIRST = torch.channels_last, torch.contiguous_format
+
+
+def delta_of(weight_shape: tuple[int, ...]) -> Tensor:
+    return torch.nn.init.dirac_(torch.empty(weight_shape))
+
+
+def eager_weight(
+    weight: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    delta: Tensor,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+) -> Tensor:
+    """alpha * I + beta * W / ||W||, as torch operations one by one."""
+    rows = (-1, 1, 1, 1)
+    normalised = F.normalize(weight.flatten(1)).view_as(weight)
+    return (alpha.view(rows) * delta + beta.view(rows) * normalised).to(dtype, memory_format=layout)
+
+
+def weight_norm_weight(
+    weight: Tensor, alpha: Tensor, beta: Tensor, dtype: torch.dtype, layout: torch.memory_format
+) -> Tensor:
+    """beta * W / ||W|| in one fused operation of torch, then alpha added to the diagonal alone."""
+    prepared = torch._weight_norm(weight, beta.view(-1, 1, 1, 1), 0)
+    _, _, height, width = weight.shape
+    diagonal = prepared[:, :, height // 2, width // 2].diagonal()
+    diagonal.add_(alpha[: diagonal.shape[0]])
+    return prepared.to(dtype, memory_format=layout)
+
+
+@cache
+def _eager_weight_compiled_for_all_sizes() -> Callable[..., Tensor]:
+    """Compiled once, for sizes of any value. On a CPU a graph takes 10 s to compile, and there are 34."""
+    compiled = torch.compile(eager_weight, dynamic=True)
+    # Sizes that are equal in its first call, torch.compile takes to be equal always: K, C, R, S differ here.
+    shape = (24, 16, 3, 5)
+    leaves = [torch.ones(shape), torch.ones(24), torch.ones(24)]
+    delta, upstream = delta_of(shape), torch.ones(shape)
+
+    def prepare(weight: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+        return compiled(weight, alpha, beta, delta, torch.float32, LAST)
+
+    for direction in ("forward", "forward_backward"):
+        call_of(prepare, leaves, upstream, direction)()
+    return compiled
+
+
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``function`` compiled afresh for the sizes it will meet."""
+    torch.compiler.reset()  # each layer is one more graph of the same code, and torch keeps only eight
+    return torch.compile(function, dynamic=False)
+
+
+# --- weight preparation -----------------------------------------------------------------------------------
+
+
+def _prep(prepare: Callable[[Work], Callable[..., Tensor]]) -> Build:
+    def build(work: Work) -> Callable[[], Results]:
+        leaves = [work.inputs[name] for name in ("weight", "alpha", "beta")]
+        return call_of(prepare(work), leaves, work.inputs["grad"], work.direction)
+
+    return build
+
+
+def _delta(work: Work) -> Tensor:
+    return delta_of(work.problem.weight_shape).to(work.device)
+
+
+def _prep_eager(work: Work) -> Callable[..., Tensor]:
+    delta, dtype = _delta(work), work.storage
+    return lambda weight, alpha, beta: eager_weight(weight, alpha, beta, delta, dtype, LAST)
+
+
+def _prep_compile(work: Work) -> Callable[..., Tensor]:
+    delta, dtype = _delta(work), work.storage
+    chain = _compiled(eager_weight) if work.device.type == "cuda" else _eager_weight_compiled_for_all_sizes()
+    return lambda weight, alpha, beta: chain(weight, alpha, beta, delta, dtype, LAST)
+
+
+def _prep_weight_norm(work: Work) -> Callable[..., Tensor]:
+    dtype = work.storage
+    return lambda weight, alpha, beta: weight_norm_weight(weight, alpha, beta, dtype, LAST)
+
+
+def _prep_triton(work: Work) -> Callable[..., Tensor]:
+    dtype = work.storage
+    return lambda weight, alpha, beta: triton_dirac.dirac_weight(
+        weight, alpha, beta, dtype=dtype, memory_format=LAST, backend="triton"
+    )
+
+
+WEIGHT_PREP = (
+    Contender("reference", "eager", _prep(_prep_eager)),
+    Contender("weight_norm", "eager", _prep(_prep_weight_norm)),
+    Contender("compile", "compile", _prep(_prep_compile)),
+    Contender("triton", "triton", _prep(_prep_triton)),
+)
+
+
+# --- convolution ------------------------------------------------------------------------------------------
+
+
+def _conv_torch(layout: torch.memory_format) -> Build:
+    def build(work: Work) -> Callable[[], Results]:
+        x, w, dy = (work.inputs[name].contiguous(memory_format=layout) for name in ("x", "w", "dy"))
+        geometry = work.geometry
+        if work.direction == "fprop":
+            return lambda: (F.conv2d(x, w, None, **geometry),)
+        wanted = [work.direction == "dgrad", work.direction == "wgrad", False]
+        place = wanted.index(True)
+        stride, padding, dilation = geometry["stride"], geometry["padding"], geometry["dilation"]
+        groups = geometry["groups"]
+
+        def backward() -> Results:
+            gradients = torch.ops.aten.convolution_backward(
+                dy, x, w, None, stride, padding, dilation, False, (0, 0), groups, wanted
+            )
+            return (gradients[place],)
+
+        return backward
+
+    return build
+
+
+def _conv_triton(work: Work) -> Callable[[], Results]:
+    x, w, dy = (work.inputs[name] for name in ("x", "w", "dy"))
+    problem = work.problem
+    sizes = (problem.stride, problem.padding, problem.dilation, problem.groups)
+    ops = torch.ops.triton_dirac
+    if work.direction == "fprop":
+        geometry = work.geometry
+        return lambda: (triton_dirac.conv2d(x, w, None, **geometry, backend="triton"),)
+    if work.direction == "dgrad":
+        return lambda: (ops.conv_dgrad(dy, w, None, x.shape, *sizes, "default"),)
+    return lambda: (ops.conv_wgrad(dy, x, w.shape, w.dtype, *sizes, "default"),)
+
+
+CONV = (
+    Contender("torch", "cpu", _conv_torch(LAST)),
+    Contender("torch-nchw", "cpu", _conv_torch(FIRST)),
+    Contender("cudnn", "cudnn", _conv_torch(LAST)),
+    Contender("cudnn-nchw", "cudnn", _conv_torch(FIRST)),
+    Contender("triton", "triton", _conv_triton),
+)
+
+
+# --- Dirac block: ReLU, Dirac convolution, batch-norm in training mode ------------------------------------
+
+Convolve = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def _block(convolve: Callable[[Work], Convolve], layout=LAST, compiled: bool = False) -> Build:
+    def build(work: Work) -> Callable[[], Results]:
+        run = convolve(work)
+        gamma, shift = work.inputs["gamma"], work.inputs["shift"]
+
+        def block(x: Tensor, weight: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+            y = run(F.relu(x), weight, alpha, beta)
+            return F.batch_norm(y, None, None, gamma, shift, training=True)
+
+        x, dy = (work.inputs[name].contiguous(memory_format=layout) for name in ("x", "dy"))
+        leaves = [x, *(work.inputs[name] for name in ("weight", "alpha", "beta"))]
+        return call_of(_compiled(block) if compiled else block, leaves, dy, work.direction)
+
+    return build
+
+
+def _block_eager(layout: torch.memory_format) -> Callable[[Work], Convolve]:
+    def convolve(work: Work) -> Convolve:
+        delta, dtype, geometry = _delta(work), work.storage, work.geometry
+        return lambda x, weight, alpha, beta: F.conv2d(
+            x, eager_weight(weight, alpha, beta, delta, dtype, layout), None, **geometry
+        )
+
+    return convolve
+
+
+def _block_weight_norm(work: Work) -> Convolve:
+    dtype, geometry = work.storage, work.geometry
+    return lambda x, weight, alpha, beta: F.conv2d(
+        x, weight_norm_weight(weight, alpha, beta, dtype, LAST), None, **geometry
+    )
+
+
+def _block_triton(form: str) -> Callable[[Work], Convolve]:
+    def convolve(work: Work) -> Convolve:
+        geometry = work.geometry
+        return lambda x, weight, alpha, beta: triton_dirac.dirac_conv2d(
+            x, weight, alpha, beta, None, **geometry, form=form, backend="triton"
+        )
+
+    return convolve
+
+
+def _block_prep_and_torch(work: Work) -> Convolve:
+    prepare, geometry = _prep_triton(work), work.geometry
+    return lambda x, weight, alpha, beta: F.conv2d(x, prepare(weight, alpha, beta), None, **geometry)
+
+
+DIRAC_BLOCK = (
+    Contender("reference", "eager", _block(_block_eager(LAST))),
+    Contender("reference-nchw", "eager", _block(_block_eager(FIRST), FIRST)),
+    Contender("weight_norm", "eager", _block(_block_weight_norm)),
+    Contender("compile", "compile", _block(_block_eager(LAST), compiled=True)),
+    Contender("triton-split", "triton", _block(_block_triton("split"))),
+    Contender("triton-materialised", "triton", _block(_block_triton("materialised"))),
+    Contender("triton-prep+cudnn", "triton", _block(_block_prep_and_torch)),
+)
+
+CONTENDERS = (*WEIGHT_PREP, *CONV, *DIRAC_BLOCK)

@@ -1,0 +1,84 @@
+"""Why a contender is not timed on this machine: every such row of a report gives one of these reasons."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import NamedTuple
+
+import torch
+
+from bench.layers import Layer, layers
+from bench.suite import Contender, Suite
+from triton_dirac.kernels.launch import INTERPRETED
+
+
+class Obstacle(NamedTuple):
+    """``executable``: it can be run all the same, so that its numbers can be checked."""
+
+    reason: str
+    executable: bool
+
+
+STEM = Obstacle("a stem has no dgrad: its input is the image, which needs no gradient", False)
+NO_CUDNN = Obstacle("needs an NVIDIA GPU: torch's own convolution stands in for cuDNN", False)
+NO_TF32 = Obstacle("TF32 needs a GPU", False)
+NO_GPU = Obstacle("no GPU: Triton's interpreter checks the kernels, but its time means nothing", INTERPRETED)
+TRUNCATED = Obstacle(
+    "no GPU: Triton's interpreter cuts float32 off to bfloat16 instead of rounding it, so it cannot even check "
+    "these kernels fairly (float16 stands in)",
+    False,
+)
+EMULATED = Obstacle("no GPU: 16-bit arithmetic is emulated on a CPU, so it is checked but not timed", True)
+NO_COMPILER = Obstacle("torch.compile needs a C++ compiler on a CPU", False)
+FLOAT32_ONLY = Obstacle("no GPU: compiled for float32 only, since a graph takes 10 to 20 s to compile", False)
+TOO_LONG = Obstacle(
+    "no GPU: compiled for each net's most frequent layer only, since a graph takes 10 to 20 s to compile "
+    "(--layers compiles all that it names)",
+    False,
+)
+
+
+def has_cudnn(device: torch.device) -> bool:
+    """Whether torch's convolution on ``device`` is cuDNN's; on an AMD GPU it is MIOpen's."""
+    return device.type == "cuda" and torch.version.hip is None and torch.backends.cudnn.is_available()
+
+
+def obstacle(
+    device: torch.device,
+    suite: Suite,
+    layer: Layer,
+    dtype: str,
+    direction: str,
+    contender: Contender,
+    compile_all: bool,
+) -> Obstacle | None:
+    """Why ``contender`` is not timed on this row; None if it is."""
+    if direction == "dgrad" and not layer.dirac:
+        return STEM
+    if contender.engine == "cudnn" and not has_cudnn(device):
+        return NO_CUDNN
+    if device.type == "cuda":
+        return None
+    if dtype == "tf32":
+        return NO_TF32
+    if contender.engine == "triton":
+        return TRUNCATED if dtype == "bfloat16" else NO_GPU
+    if contender.engine == "compile":
+        return _compile_obstacle(suite, layer, dtype, compile_all)
+    return None if dtype == "float32" else EMULATED
+
+
+def _compile_obstacle(suite: Suite, layer: Layer, dtype: str, compile_all: bool) -> Obstacle | None:
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        return NO_COMPILER
+    if dtype != "float32":
+        return FLOAT32_ONLY
+    # Weight preparation is compiled once for all sizes; a convolution's graph is fixed to its filters' sizes.
+    if suite.name == "dirac_block" and not compile_all and layer != _most_frequent(layer):
+        return TOO_LONG
+    return None
+
+
+def _most_frequent(layer: Layer) -> Layer:
+    return max(layers(layer.net, layer.problem.N), key=lambda other: other.count)

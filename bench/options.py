@@ -1,0 +1,77 @@
+"""The suites' command-line options and what they select. Plain text in, plain data out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import pytest
+
+DTYPES = ("float32", "tf32", "float16", "bfloat16")
+
+
+def add_options(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lab", "what the suites of bench/ compare")
+    group.addoption("--nets", metavar="A,B", help="nets whose layers are run; all by default")
+    group.addoption(
+        "--layers",
+        metavar="P,Q",
+        help="layers, by name or pattern, as in '160x32x32-160 3x3' or '*7x7'; all by default",
+    )
+    group.addoption(
+        "--dtypes",
+        metavar="A,B",
+        help=f"of {', '.join(DTYPES)}; float32,float16,bfloat16 by default, float32,float16 without a GPU, "
+        "where only float32 is timed",
+    )
+    group.addoption("--contenders", metavar="A,B", help="implementations, by name or pattern; all by default")
+    group.addoption(
+        "--batch",
+        metavar="N",
+        type=int,
+        help="images; by default each net's published batch (128 or 256), 2 without a GPU",
+    )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The options as given: patterns for layers and contenders, names for nets and dtypes, None for "all"."""
+
+    nets: tuple[str, ...] | None = None
+    layers: tuple[str, ...] | None = None
+    dtypes: tuple[str, ...] | None = None
+    contenders: tuple[str, ...] | None = None
+    batch: int | None = None
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> Selection:
+        """Raises UsageError for an empty list, an unknown dtype or a batch below 1."""
+        lists = {name: _words(name, config.getoption(name)) for name in ("nets", "layers", "contenders")}
+        dtypes = _words("dtypes", config.getoption("dtypes"))
+        require_known("--dtypes", dtypes, DTYPES)
+        batch = config.getoption("batch")
+        if batch is not None and batch < 1:
+            raise pytest.UsageError(f"--batch must be at least 1, got {batch}")
+        return cls(dtypes=dtypes, batch=batch, **lists)
+
+
+def _words(option: str, text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise pytest.UsageError(f"--{option} names nothing: {text!r}")
+    return words
+
+
+def require_known(option: str, given: Sequence[str] | None, known: Sequence[str]) -> None:
+    """UsageError unless every name or pattern in ``given`` matches something in ``known``."""
+    for pattern in given or ():
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise pytest.UsageError(f"{option}: nothing is named {pattern!r}; choose from {', '.join(known)}")
+
+
+def chosen(name: str, patterns: Sequence[str] | None) -> bool:
+    """Whether ``name`` matches one of ``patterns``; every name does when there are none."""
+    return patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)

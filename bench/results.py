@@ -1,0 +1,30 @@
+"""The results file, made small enough to keep in git."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def compact(path: Path) -> None:
+    """Rewrite a results file in place, one entry a line: half the size, and differences can be read."""
+    document = json.loads(path.read_text())
+    path.write_text(one_entry_a_line(document))
+
+
+def one_entry_a_line(document: dict[str, Any]) -> str:
+    """JSON of ``document`` with each element of its lists, and each other value, on a line of its own."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list) and value:
+            return "[\n" + ",\n".join(json.dumps(element) for element in value) + "\n]"
+        return json.dumps(value)
+
+    lines = (f"{json.dumps(key)}: {text(value)}" for key, value in document.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def digits(value: float, significant: int) -> float:
+    """``value`` with so many significant decimal digits."""
+    return float(f"{value:.{significant}g}")

@@ -1,0 +1,48 @@
+"""What results say about the machine; nvidia-smi and git are scripted."""
+
+import json
+
+from bench.environment import clocks, environment, output_of
+
+
+def script(**answers):
+    """A runner that answers by the first answer whose key is part of the command."""
+
+    def run(command):
+        text = " ".join(command)
+        return next((answer for key, answer in answers.items() if key in text), None)
+
+    return run
+
+
+def test_clocks_are_numbers_and_what_a_gpu_does_not_tell_is_none():
+    assert clocks(script(clocks="1980, 2619, 41, [N/A]")) == {
+        "sm_mhz": 1980.0,
+        "memory_mhz": 2619.0,
+        "temperature_c": 41.0,
+        "power_w": None,
+    }
+
+
+def test_without_nvidia_smi_there_are_no_clocks():
+    assert clocks(script()) is None
+    assert output_of(["a-program-that-is-not-there"]) is None
+    assert output_of(["false"]) is None
+
+
+def test_environment_says_what_a_reader_needs():
+    run = script(status=" M bench/lab.py", parse="0123abc", driver="570.1")
+    found = environment("pytest --benchmark-only", {"sm_mhz": 1.0}, {"sm_mhz": 2.0}, run)
+    assert (found["commit"], found["dirty"]) == ("0123abc", True)
+    assert found["command"] == "pytest --benchmark-only"
+    assert (found["clocks_before"], found["clocks_after"]) == ({"sm_mhz": 1.0}, {"sm_mhz": 2.0})
+    for name in ("torch", "triton", "cpu", "cores", "threads", "python", "platform", "date"):
+        assert found[name], name
+    assert {"gpu", "driver", "cuda"} <= found.keys()
+    json.dumps(found)
+
+
+def test_dirty_is_no_when_nothing_changed_and_unknown_outside_git():
+    assert environment("x", run=script(status="", parse="0123abc"))["dirty"] is False
+    outside = environment("x", run=script())
+    assert (outside["commit"], outside["dirty"]) == (None, None)

@@ -1,0 +1,159 @@
+"""The samplers, with scripted clocks and a scripted GPU."""
+
+import gc
+import itertools
+
+import pytest
+
+from bench.timing import REPLAY, Replay, Samples, device_samples, record, rounds_for, turns, wall_samples
+
+
+class Clock:
+    """A clock that moves only when a call says so."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.log = []
+
+    def __call__(self):
+        return self.now
+
+    def work(self, name, seconds):
+        def call():
+            self.log.append(name)
+            self.now += seconds
+
+        return call
+
+
+class FakeGpu:
+    """A device with a queue: work starts once it is queued and the device is free."""
+
+    FLUSH, L2_MISS = 100e-6, 5e-6
+
+    def __init__(self, clock):
+        self.clock, self.free_at, self.cold = clock, 0.0, False
+
+    def queue(self, seconds):
+        self.free_at = max(self.free_at, self.clock()) + seconds
+
+    def flush(self):
+        self.queue(self.FLUSH)
+        self.cold = True
+
+    def synchronize(self):
+        self.clock.now = max(self.clock.now, self.free_at)
+
+    def event(self):
+        gpu = self
+
+        class Event:
+            def record(self):
+                gpu.queue(0.0)
+                self.at = gpu.free_at
+
+            def query(self):
+                return gpu.clock() >= self.at
+
+            def elapsed_time(self, end):
+                return (end.at - self.at) * 1e3
+
+        return Event()
+
+    def kernel(self, host, device):
+        """A call that keeps the host busy, then queues device work, which takes longer with a cold L2."""
+
+        def call():
+            self.clock.now += host
+            self.queue(device + self.L2_MISS * self.cold)
+            self.cold = False
+
+        return call
+
+
+def test_turns_visit_all_in_every_round_and_start_one_further_each_time():
+    assert "".join(turns("abc", 4)) == "abcbcacababc"
+
+
+@pytest.mark.parametrize(("one_round", "expected"), [(0.1, 10), (0.001, 15), (100.0, 7), (0.0, 15)])
+def test_rounds_fit_the_budget_between_their_bounds(one_round, expected):
+    assert rounds_for(1.0, one_round, 7, 15) == expected
+
+
+def test_wall_samples_are_seconds_per_call():
+    clock = Clock()
+    samples = wall_samples({"slow": clock.work("slow", 0.01), "quick": clock.work("quick", 0.00005)}, clock)
+    assert samples["slow"].calls == 1
+    assert samples["slow"].seconds == pytest.approx([0.01] * 15)
+    assert samples["quick"].calls == 6  # 0.3 ms at least
+    assert samples["quick"].seconds == pytest.approx([0.00005] * 15)
+    assert samples["quick"].host_us is None
+
+
+def test_wall_samples_interleave():
+    clock = Clock()
+    wall_samples({name: clock.work(name, 0.01) for name in "ab"}, clock, least=4, most=4)
+    assert "".join(clock.log) == "aabb" + "abbaabba"  # two estimates each, then turns
+
+
+def test_collection_is_off_while_sampling_and_on_again_after():
+    seen = []
+    wall_samples({"a": lambda: seen.append(gc.isenabled())}, itertools.count().__next__)
+    assert set(seen) == {False}
+    assert gc.isenabled()
+
+
+def test_device_samples_are_device_time_with_a_cold_cache_and_without_the_hosts():
+    clock = Clock()
+    gpu = FakeGpu(clock)
+    calls = {"eager": gpu.kernel(800e-6, 40e-6), "fused": gpu.kernel(20e-6, 30e-6)}
+    samples = device_samples(calls, gpu, clock)
+    assert samples["eager"].seconds == pytest.approx([45e-6] * len(samples["eager"].seconds))
+    assert samples["fused"].seconds == pytest.approx([35e-6] * len(samples["fused"].seconds))
+    assert samples["eager"].host_us == pytest.approx(800)
+    assert samples["fused"].host_us == pytest.approx(20)
+    assert samples["eager"].calls == 1
+
+
+def test_a_sample_whose_host_fell_behind_is_taken_again_behind_a_longer_queue():
+    clock = Clock()
+    gpu = FakeGpu(clock)
+    host = itertools.chain([10e-6] * 7, [2e-3], itertools.repeat(10e-6))  # one hiccup, in the samples
+
+    def call():
+        gpu.kernel(next(host), 40e-6)()
+
+    samples = device_samples({"a": call}, gpu, clock)
+    assert samples["a"].seconds == pytest.approx([45e-6] * len(samples["a"].seconds))
+
+
+def test_a_call_that_waits_for_the_device_is_refused():
+    clock = Clock()
+    gpu = FakeGpu(clock)
+
+    def call():
+        gpu.synchronize()
+        gpu.kernel(10e-6, 40e-6)()
+
+    with pytest.raises(RuntimeError, match="waits for the device"):
+        device_samples({"a": call}, gpu, clock)
+
+
+def test_replay_reads_samples_back_as_differences():
+    replay = Replay()
+    replay.load([0.25, 1e-7])
+    assert [replay() for _ in range(4)] == [0.0, 0.25, 0.0, 1e-7]
+
+
+def test_record_makes_pytest_benchmark_keep_exactly_the_samples():
+    class Fixture:
+        def pedantic(self, target, rounds):
+            self.data = []
+            for _ in range(rounds):
+                start = REPLAY()
+                target()
+                self.data.append(REPLAY() - start)
+
+    fixture = Fixture()
+    record(fixture, Samples([3e-6, 2.00000000049e-3]))
+    assert fixture.data == [3e-6, 2e-3]
