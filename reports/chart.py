@@ -12,6 +12,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -34,7 +35,7 @@ MARKS = {
     "no spill": ("o", GOOD, True), "spills": ("X", BAD, True),
 }  # fmt: skip
 BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}  # a label hides the grid under it
-RC = {
+RC: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "triton-dirac", "text.parse_math": False,
     "font.family": "sans-serif", "font.size": 9.0, "axes.linewidth": 0.7, "text.color": INK,
     "axes.labelcolor": MUTED, "xtick.color": MUTED, "axes.edgecolor": RULE,
@@ -117,7 +118,7 @@ def _draw(charts: Sequence[Chart], narrow: bool) -> Figure:
     """The charts one below the other, each with its title, label, axis and legend; inches throughout."""
     width = 3.75 if narrow else 7.6
     left, right = (0.12, 0.62) if narrow else (2.15, 0.75)
-    step, foot = (0.4, 1.3) if narrow else (0.25, 0.92)
+    step, foot = (0.44, 1.3) if narrow else (0.25, 0.92)
     blocks = [
         sum((0.34 if heading else 0.08) + step * len(rows) for heading, rows in chart.groups)
         for chart in charts
@@ -173,12 +174,12 @@ def _dress(axes: Axes, chart: Chart, narrow: bool) -> tuple[float, float]:
     if chart.limit is not None:
         axes.axvline(chart.limit, color=INK, lw=1.0, zorder=1)
         lower, higher = chart.directions
-        style = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "fontsize": 8}
-        for text, side, align in (
+        style: Any = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "fontsize": 8}
+        for text, shift, align in (
             (lower and f"← {lower}", -5, "right"),
             (higher and f"{higher} →", 5, "left"),
         ):
-            axes.annotate(text, (chart.limit, 1), (side, 3), ha=align, color=MUTED, **style)
+            axes.annotate(text, (chart.limit, 1), (shift, 3), ha=align, color=MUTED, **style)
     return low, high
 
 
@@ -190,7 +191,7 @@ def _draw_row(
     beside = axes.get_yaxis_transform()
     if narrow:
         name = _short(row.name, 40)
-        axes.text(0.0, middle - 0.17, name, transform=beside, fontsize=8.5, va="center", bbox=BEHIND)
+        axes.text(0.0, middle - 0.19, name, transform=beside, fontsize=8.5, va="center", bbox=BEHIND)
     else:
         axes.text(-reach + 0.05, middle, _short(row.name, 30), transform=beside, va="center")
     # Marks are spread by up to a tenth of an inch, always the same way, so that equal values stay visible.
@@ -202,7 +203,8 @@ def _draw_row(
         axes.plot(
             values[chosen], middle + spread[chosen], marker,
             ms=4.2, color=colour, mfc=colour if filled else PAPER, mec=colour, mew=0.8 if not filled else 0.0,
-            alpha=0.62 if filled else 1.0, clip_on=False, zorder=2,
+            alpha=0.62 if filled and marker != "X" else 1.0, clip_on=False,
+            zorder=2.5 if marker == "X" else 2,
         )  # fmt: skip
     if row.centre is not None and np.isfinite(row.centre.value):
         if row.centre.has_interval:

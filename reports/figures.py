@@ -17,7 +17,7 @@ from reports.chart import Chart, Row
 
 
 def speed(groups: Sequence[tuple[str, pd.DataFrame]], label: str) -> Chart:
-    """Comparisons (verdict.compare) under headings: ours first, then by geometric mean. A refused one has no mark."""
+    """Comparisons under headings, ours first, then by geometric mean. What has no ratio has no mark."""
     drawn = []
     for heading, comparisons in groups:
         rows = []
@@ -35,32 +35,33 @@ def speed(groups: Sequence[tuple[str, pd.DataFrame]], label: str) -> Chart:
 
 
 def accuracy(frame: pd.DataFrame, label: str) -> Chart:
-    """Errors of ``tables.with_error_ratios``: a row for each contender and executor, coinciding marks drawn once."""
+    """Errors of ``tables.with_error_ratios``: a row for each contender and executor; equal marks are one."""
     groups: dict[str, list[Row]] = {}
     by = ["suite", "contender", "executed_by"]
     for (suite, contender, executor), part in frame.groupby(by, sort=False):
         logs = np.log10(part["over_torch"].where(part["over_torch"] > 0, 1e-9)).round(2)
-        kinds = np.where(part["ok"], "within the rule", "fails")
+        kinds = np.where(part["passed"], "within the rule", "fails")
         points = [(10.0**at, str(kind)) for at, kind in dict.fromkeys(zip(logs, kinds, strict=True))]
         worst = part["over_torch"].max(skipna=False)
         text = f"{worst:.2f}×" if np.isfinite(worst) else "not finite"
         name = f"{contender} ({executor})" if executor else str(contender)
         groups.setdefault(str(suite), []).append(Row(name, points, None, text))
     return Chart(
-        "Error beside torch's own", label, "max|x − float64| / max|torch − float64|, one mark per tensor checked",
-        list(groups.items()), limit=2.0, directions=("allowed", "only within the absolute term"),
+        "Error beside torch's own", label,
+        "max|x − float64| / max|torch − float64|, one mark per tensor checked",
+        list(groups.items()), limit=2.0, directions=("allowed", "beyond"),
     )  # fmt: skip
 
 
 def compiled(frame: pd.DataFrame, label: str, *, pooled: bool = False) -> Chart:
-    """Instructions per matrix instruction: for each kernel, or for all at once, a row for each target."""
-    good = frame[[value is True for value in frame["ok"]]].dropna(subset=["loop_instructions_per_mma"])
+    """Instructions per matrix instruction: for each kernel, or for all pooled, a row for each target."""
+    good = frame[frame["ok"]].dropna(subset=["loop_instructions_per_mma"])
     groups = []
     for heading, part in [("", good)] if pooled else good.groupby("kernel", sort=False):
         rows = []
         for (target, gpu), of in part.groupby(["target", "gpu"], sort=False):
             values = of["loop_instructions_per_mma"]
-            points = list(zip(values, np.where(of["spills"] > 0, "spills", "no spill"), strict=True))
+            points = list(zip(values, spilling(of), strict=True))
             middle = intervals.Estimate(float(values.median()), np.nan, np.nan)
             rows.append(Row(f"{target}  {gpu}".strip(), points, middle, f"{middle.value:.3g}"))
         groups.append((str(heading), rows))
@@ -69,3 +70,24 @@ def compiled(frame: pd.DataFrame, label: str, *, pooled: bool = False) -> Chart:
         "issued by a warp in the main loop; targets differ in what one matrix instruction does",
         [(heading, rows) for heading, rows in groups if rows], unit="", bar="median",
     )  # fmt: skip
+
+
+def loops(frame: pd.DataFrame, label: str) -> Chart:
+    """Main loops at equal tiles: for each target a row for each kernel."""
+    groups = []
+    for target, part in frame.dropna(subset=["ratio_to_floor"]).groupby("target", sort=False):
+        rows = []
+        for kernel, of in part.groupby("kernel", sort=False):
+            points = list(zip(of["ratio_to_floor"], spilling(of), strict=True))
+            middle = intervals.Estimate(float(of["ratio_to_floor"].median()), np.nan, np.nan)
+            rows.append(Row(str(kernel), points, middle))
+        groups.append((str(target), rows))
+    return Chart(
+        "Main loops beside a GEMM without masks", label,
+        "instructions per matrix instruction, over the GEMM's; one mark per tile, layer and type",
+        groups, limit=1.0, directions=("fewer", "more"), bar="median",
+    )  # fmt: skip
+
+
+def spilling(frame: pd.DataFrame) -> np.ndarray:
+    return np.where(frame["spills"] > 0, "spills", "no spill")

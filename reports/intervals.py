@@ -3,16 +3,16 @@
 No distribution of the times is assumed (timings are skewed and often have two modes) and no random number is
 drawn, so the same input gives the same interval.
 
-A median's interval is a pair of order statistics: of n samples, the k-th smallest and the k-th largest enclose the
-median with probability 1 - 2 P(Binomial(n, 1/2) < k).
+A median's interval is a pair of order statistics: of n samples, the k-th smallest and the k-th largest
+enclose the median with probability 1 - 2 P(Binomial(n, 1/2) < k).
 
-A ratio's interval comes from the distribution of the median over bootstrap resamples, known in closed form. The
-probability that a resample's median is the i-th smallest of n samples is
+A ratio's interval comes from the distribution of the median over bootstrap resamples, known in closed form.
+The probability that a resample's median is the i-th smallest of n samples is
 
-    w_i = I(i / n) - I((i - 1) / n),     I = regularised incomplete beta function, a = b = (n + 1) / 2
+    w_i = I(i / n) - I((i - 1) / n), I the regularised incomplete beta function, a = b = (n + 1) / 2
 
-(Maritz and Jarrett, 1978; exact for odd n, its interpolation for even n). Coverage of the 95 % ratio interval,
-simulated on log-normal times of 5 to 50 samples: 96 to 98 %.
+(Maritz and Jarrett, 1978; exact for odd n, its interpolation for even n). Coverage of the 95 % ratio
+interval, simulated on log-normal times of 5 to 50 samples: 96 to 98 %.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-# Five samples' minimum and maximum enclose the median with 94 %, four samples' with 88 %: no interval below five.
+# Minimum and maximum enclose the median with 94 % for five samples, with 88 % for four: no interval then.
 FEWEST_SAMPLES = 5
 # Order statistics that a resample's median practically never reaches (far from the middle) are dropped.
 NEGLIGIBLE = 1e-12
@@ -51,7 +51,7 @@ def median_weights(n: int) -> np.ndarray:
 
 
 def median(samples: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
-    """Median with the narrowest pair of order statistics that covers it (minimum and maximum for five samples)."""
+    """Median, and the narrowest pair of order statistics that covers it (minimum and maximum of five)."""
     ordered, n = np.sort(np.asarray(samples, float)), len(samples)
     value = float(np.median(ordered))
     if n < FEWEST_SAMPLES:

@@ -1,15 +1,16 @@
 """Reading results files: two kinds of JSON in, four checked pandas frames out.
 
 Accepted are the JSON of pytest-benchmark with the keys that bench adds (``environment``, ``accuracy``,
-``not_run``; ``extra_info`` in every benchmark) and the compile table (``"kind": "compile"``). Optional keys may
-be missing: text columns then hold "", numbers NaN. What is needed and missing is a :class:`ReportError`.
+``not_run``; ``extra_info`` in every benchmark) and the tables of bench.compile (``"kind": "compile"``), of
+default kernels or, where rows name their ``tile``, of main loops beside a plain GEMM's. Optional keys may be
+missing: text columns then hold "", numbers NaN. What is needed and missing is a :class:`ReportError`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ ACCEPTED = (
 # What tells one measurement from another: rows that agree in these are compared with each other.
 WHERE = ["run", "suite", "pass", "net", "layer", "dtype"]
 
-TEXT, NUMBER, OTHER = "text", "number", "other"
+TEXT, NUMBER, TRUTH, OTHER = "text", "number", "truth", "other"
 BENCHMARK_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
     "device": TEXT, "clock": TEXT, "label": TEXT, "count": NUMBER, "published_batch": NUMBER, "flops": NUMBER,
@@ -31,8 +32,8 @@ BENCHMARK_COLUMNS = {
 }  # fmt: skip
 ACCURACY_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
-    "tensor": TEXT, "executed_by": TEXT, "error": NUMBER, "scale": NUMBER, "torch_error": NUMBER, "passed": OTHER,
-    "problem": OTHER,
+    "tensor": TEXT, "executed_by": TEXT, "error": NUMBER, "scale": NUMBER, "torch_error": NUMBER,
+    "passed": TRUTH, "problem": OTHER,
 }  # fmt: skip
 NOT_RUN_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
@@ -40,8 +41,9 @@ NOT_RUN_COLUMNS = {
 }  # fmt: skip
 COMPILED_COLUMNS = {
     "run": NUMBER, "kernel": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "target": TEXT, "gpu": TEXT,
-    "config": TEXT, "ok": OTHER, "error": TEXT, "registers": NUMBER, "spills": NUMBER, "shared_bytes": NUMBER,
+    "config": TEXT, "ok": TRUTH, "error": TEXT, "registers": NUMBER, "spills": NUMBER, "shared_bytes": NUMBER,
     "mma": TEXT, "mma_count": NUMBER, "loop_instructions_per_mma": NUMBER, "loops_with_mma": NUMBER,
+    "loop_instructions_per_fma": NUMBER, "ratio_to_floor": NUMBER, "tile": TEXT, "tma": TRUTH,
     "compile_seconds": NUMBER, "label": TEXT,
 }  # fmt: skip
 
@@ -52,25 +54,29 @@ class ReportError(Exception):
 
 @dataclass
 class Results:
-    """Everything the files hold. ``run`` in each frame is an index into ``runs``."""
+    """Everything the files hold. ``run`` in each frame is an index into ``runs``.
 
-    runs: list[dict[str, Any]] = field(default_factory=list)  # file, kind ("results", "compile"), environment
-    benchmarks: pd.DataFrame = field(default_factory=lambda: _frame([], BENCHMARK_COLUMNS))
-    accuracy: pd.DataFrame = field(default_factory=lambda: _frame([], ACCURACY_COLUMNS))
-    not_run: pd.DataFrame = field(default_factory=lambda: _frame([], NOT_RUN_COLUMNS))
-    compiled: pd.DataFrame = field(default_factory=lambda: _frame([], COMPILED_COLUMNS))
+    ``loops`` has the columns of ``compiled``: the table of main loops at equal tiles.
+    """
+
+    runs: list[dict[str, Any]]  # file, kind ("results", "compile"), environment
+    benchmarks: pd.DataFrame
+    accuracy: pd.DataFrame
+    not_run: pd.DataFrame
+    compiled: pd.DataFrame
+    loops: pd.DataFrame
 
 
 def load(paths: Iterable[Path]) -> Results:
     """Read every file. Raises :class:`ReportError` at the first that cannot be used."""
     runs: list[dict[str, Any]] = []
-    rows: dict[str, list[dict[str, Any]]] = {"benchmarks": [], "accuracy": [], "not_run": [], "compiled": []}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for run, path in enumerate(paths):
         content = _read(path)
         kind = "compile" if content.get("kind") == "compile" else "results"
         found = _compile_rows(path, content) if kind == "compile" else _result_rows(path, content)
         for name, part in found.items():
-            rows[name] += [{**row, "run": run} for row in part]
+            rows.setdefault(name, []).extend({**row, "run": run} for row in part)
         environment = content.get("environment") or {}
         if not isinstance(environment, Mapping):
             raise ReportError(
@@ -79,13 +85,14 @@ def load(paths: Iterable[Path]) -> Results:
         runs.append({"file": path.name, "kind": kind, "environment": dict(environment)})
     if not runs:
         raise ReportError(f"no file given; {ACCEPTED}")
-    results = Results(
-        runs,
-        _frame(rows["benchmarks"], BENCHMARK_COLUMNS),
-        _frame(rows["accuracy"], ACCURACY_COLUMNS),
-        _frame(rows["not_run"], NOT_RUN_COLUMNS),
-        _frame(rows["compiled"], COMPILED_COLUMNS),
-    )
+    columns = {
+        "benchmarks": BENCHMARK_COLUMNS,
+        "accuracy": ACCURACY_COLUMNS,
+        "not_run": NOT_RUN_COLUMNS,
+        "compiled": COMPILED_COLUMNS,
+        "loops": COMPILED_COLUMNS,
+    }
+    results = Results(runs, **{name: _frame(rows.get(name, []), kinds) for name, kinds in columns.items()})
     _refuse_duplicates(results)
     return results
 
@@ -150,7 +157,10 @@ def _compile_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict
         raise ReportError(f"{path}: a compile table without `rows`")
     for index, row in enumerate(rows):
         _need(path, f"rows[{index}]", row, "kernel", "target", "ok")
-    return {"compiled": rows}
+    return {
+        "compiled": [row for row in rows if "tile" not in row],
+        "loops": [row for row in rows if "tile" in row],
+    }
 
 
 def _samples(path: Path, where: str, data: Any) -> np.ndarray:
@@ -164,7 +174,8 @@ def _samples(path: Path, where: str, data: Any) -> np.ndarray:
 
 
 def _frame(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
-    """The rows as a frame of exactly these columns: text is never missing, numbers may be NaN."""
+    """The rows as a frame of exactly these columns: text is never missing, numbers may be NaN, and only a
+    true that is written as such is true."""
     series: dict[str, pd.Series] = {}
     for name, kind in columns.items():
         values = [row.get(name) for row in rows]
@@ -172,6 +183,8 @@ def _frame(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFra
             series[name] = pd.Series(["" if value is None else str(value) for value in values], dtype=object)
         elif kind == NUMBER:
             series[name] = pd.Series([_number(value) for value in values], dtype=float)
+        elif kind == TRUTH:
+            series[name] = pd.Series([value is True for value in values], dtype=bool)
         else:
             series[name] = pd.Series(values, dtype=object)
     return pd.DataFrame(series)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,8 @@ def build(
     return Report(
         results,
         comparisons,
-        verdict.summarise(comparisons, ["run", "suite", "device", "clock", "label"]),
-        verdict.summarise(comparisons, verdict.GROUP),
+        verdict.summarise(comparisons, ["run", "suite", "device", "clock", "label"], margin=margin),
+        verdict.summarise(comparisons, verdict.GROUP, margin=margin),
         tables.accuracy(results),
         tables.compiled(results),
         tables.not_run(results),
@@ -47,7 +47,8 @@ def build(
 
 def headline(report: Report) -> list[str]:
     """The report in a few sentences, the most important first."""
-    return [text for text in (_times(report), _accuracy(report), _compiled(report), _not_run(report)) if text]
+    parts = (_times, _why_not, _accuracy, _compiled, _not_run)
+    return [text for text in (part(report) for part in parts) if text]
 
 
 def charts(report: Report) -> dict[str, list[chart.Chart]]:
@@ -65,6 +66,8 @@ def charts(report: Report) -> dict[str, list[chart.Chart]]:
     drawn["accuracy"] = [errors] if errors else []
     kernels = figures.compiled(report.results.compiled, counted)
     drawn["compiled"] = [kernels] if kernels else []
+    floors = figures.loops(report.results.loops, _counted(report))
+    drawn["loops"] = [floors] if floors else []
     for number, ((_, suite), part) in enumerate(_by_suite(report.comparisons)):
         headed = [
             (" · ".join(filter(None, key)), of) for key, of in part.groupby(["pass", "dtype"], sort=False)
@@ -125,28 +128,28 @@ def extremes(report: Report) -> dict[str, Any]:
 
 
 def kernels(report: Report) -> list[dict[str, Any]]:
-    """For each kernel: a matrix of layers by targets, each cell one compiled kernel."""
-    found = []
-    for kernel, part in report.results.compiled.groupby("kernel", sort=False):
-        targets = list(dict.fromkeys(part["target"]))
-        rows = []
-        for (layer, dtype), of in part.groupby(["layer", "dtype"], sort=False):
-            cells = {row["target"]: row for row in of.to_dict("records")}
-            rows.append({"layer": layer, "dtype": dtype, "cells": [cells.get(target) for target in targets]})
-        found.append({"kernel": kernel, "targets": targets, "rows": rows, "kernels": len(part)})
-    return found
+    """For each kernel: a matrix of layers by targets, in each cell what was compiled there."""
+    return [
+        _matrix(part, ["net", "layer", "dtype"], "target")
+        for _, part in _each(report.results.compiled, "kernel")
+    ]
+
+
+def loops(report: Report) -> list[dict[str, Any]]:
+    """For each target: a matrix of kernels and layers by tiles."""
+    return [
+        _matrix(part, ["kernel", "layer", "dtype"], "tile")
+        for _, part in _each(report.results.loops, "target")
+    ]
 
 
 def failures(report: Report) -> dict[str, list[dict[str, Any]]]:
     """Every failed check and every kernel that does not compile or spills, one by one."""
     checked, compiled = tables.with_error_ratios(report.results), report.results.compiled
-    bad = [
-        ok is not True or spills > 0 for ok, spills in zip(compiled["ok"], compiled["spills"], strict=True)
-    ]
-    wrong = checked[~checked["ok"]].assign(
-        checked=[tables.describe_problem(p) for p in checked[~checked["ok"]]["problem"]]
-    )
-    return {"accuracy": wrong.to_dict("records"), "compiled": compiled[bad].to_dict("records")}
+    wrong = checked[~checked["passed"]]
+    wrong = wrong.assign(checked=[tables.describe_problem(problem) for problem in wrong["problem"]])
+    bad = compiled[~compiled["ok"] | (compiled["spills"] > 0)]
+    return {"accuracy": wrong.to_dict("records"), "compiled": bad.to_dict("records")}
 
 
 def unchecked(report: Report) -> int:
@@ -172,15 +175,22 @@ def _times(report: Report) -> str:
         counts = {word: int(tally.get(word, 0)) for word in verdict.TALLIED}
         text = (
             f"Triton kernels against the baselines: faster in {counts['faster']} of {sum(counts.values())} "
-            f"comparisons, the same in {counts['same']}, slower in {counts['slower']}, undecided in {counts['ambiguous']}."
+            f"comparisons, the same in {counts['same']}, slower in {counts['slower']}, "
+            f"undecided in {counts['ambiguous']}."
         )
-        return text + (f" {counts['wrong']} gave a wrong result and have no time." if counts["wrong"] else "")
+        return text + (f" Wrong, and so without a time: {counts['wrong']}." if counts["wrong"] else "")
+    if len(comparisons):
+        return "No Triton kernel was timed here; the times compare what this machine can run."
+    return "Nothing was timed here."
+
+
+def _why_not(report: Report) -> str:
+    """The commonest reason for which our own kernels have no time."""
     left_out = report.results.not_run
     ours = left_out[[verdict.is_ours(name) for name in left_out["contender"]]]
-    reason = f" ({ours['reason'].value_counts(sort=False).idxmax()})" if len(ours) else ""
-    if len(comparisons):
-        return f"No Triton kernel was timed here{reason}. The times below compare what this machine can run."
-    return f"Nothing was timed here{reason}."
+    return (
+        f"Triton kernels not timed: {ours['reason'].value_counts(sort=False).idxmax()}." if len(ours) else ""
+    )
 
 
 def _accuracy(report: Report) -> str:
@@ -203,7 +213,7 @@ def _compiled(report: Report) -> str:
 
 def _not_run(report: Report) -> str:
     left_out = len(report.results.not_run)
-    return f"{left_out} measurements were not made; the reasons are listed." if left_out else ""
+    return f"{left_out} measurements were not made; the reasons are below." if left_out else ""
 
 
 def _by_suite(comparisons: pd.DataFrame) -> list[tuple[tuple[float, str], pd.DataFrame]]:
@@ -218,7 +228,8 @@ def _clocks(report: Report) -> list[tuple]:
 
 
 def _counted(report: Report) -> str:
-    labels = dict.fromkeys(label for label in report.results.compiled["label"] if label)
+    stated = pd.concat([report.results.compiled["label"], report.results.loops["label"]])
+    labels = dict.fromkeys(label for label in stated if label)
     return f"{', '.join(labels) or 'label not stated'} from machine code, no GPU needed"
 
 
@@ -244,6 +255,27 @@ def _layer_rows(part: pd.DataFrame, contenders: Sequence[str]) -> list[dict[str,
         )
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     return sorted(rows, key=lambda row: passes.index(row["pass"]))
+
+
+def _each(frame: pd.DataFrame, by: str) -> Iterable[tuple[Any, pd.DataFrame]]:
+    return frame.groupby(by, sort=False)
+
+
+def _matrix(frame: pd.DataFrame, by: list[str], across: str) -> dict[str, Any]:
+    columns = [name for name in dict.fromkeys(frame[across]) if name]
+    rows = []
+    for key, part in frame.groupby(by, sort=False):
+        cells: dict[str, list[dict[str, Any]]] = {}
+        for entry in part.to_dict("records"):
+            # What could not be planned has no tile: its reason stands in the first column.
+            cells.setdefault(entry[across] or columns[0], []).append(entry)
+        rows.append(dict(zip(by, key, strict=True)) | {"cells": [cells.get(name, []) for name in columns]})
+    return {
+        "columns": columns,
+        "rows": rows,
+        "total": len(frame),
+        **frame.iloc[0][["kernel", "target", "gpu"]],
+    }
 
 
 def _mean_rows(means: pd.DataFrame) -> list[dict[str, Any]]:

@@ -54,6 +54,7 @@ def render(report: page.Report) -> dict[str, str]:
         "unchecked": page.unchecked(report),
         "compiled": _records(report.compiled),
         "kernels": page.kernels(report),
+        "loops": page.loops(report),
         "not_run": _records(report.not_run),
         "margin": report.margin,
         "signs": SIGNS,
@@ -88,6 +89,7 @@ def csv(report: page.Report) -> dict[str, str]:
         "accuracy_summary": report.accuracy,
         "compiled": results.compiled,
         "compiled_summary": report.compiled,
+        "loops": results.loops,
         "not_run": results.not_run,
     }
     return {
@@ -131,7 +133,9 @@ def span(low: float, high: float, unit: str = "") -> str:
     if unit == "time":
         size, name = next(((size, unit) for size, unit in UNITS if high >= size * 0.9995), UNITS[-1])
         return f"{_digits(low / size)}–{_digits(high / size)} {name}"
-    return f"{ratio(low, '')}–{ratio(high, '')}"
+    # A well measured mean would read 1.18–1.18: then one digit more.
+    close = ratio(low) == ratio(high) and high < 9.995
+    return f"{low:.3f}–{high:.3f}" if close else f"{ratio(low, '')}–{ratio(high, '')}"
 
 
 def ratio(value: float, unit: str = "×") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,21 +12,32 @@ import pandas as pd
 
 from reports.load import Results
 
-# Clocks that fall more than this between the first and the last measurement make times hard to compare.
+# A clock that falls by more than this from the first to the last measurement makes times hard to compare.
 CLOCK_DRIFT = 0.05
 ENVIRONMENT = {
-    "gpu": "GPU", "driver": "Driver", "cuda": "CUDA", "cpu": "CPU", "cores": "Cores", "torch": "PyTorch",
-    "triton": "Triton", "python": "Python", "platform": "Platform", "commit": "Commit", "command": "Command",
-    "date": "Date",
+    "gpu": "GPU", "driver": "Driver", "cuda": "CUDA", "cpu": "CPU", "cores": "Cores", "threads": "Threads",
+    "torch": "PyTorch", "triton": "Triton", "python": "Python", "platform": "Platform", "commit": "Commit",
+    "command": "Command", "date": "Date",
 }  # fmt: skip
+ACCURACY = [
+    "run", "suite", "contender", "dtype", "executed_by", "checks", "failed", "worst_over_torch", "worst_at",
+    "worst_relative", "largest_problem",
+]  # fmt: skip
+COMPILED = [
+    "run", "kernel", "target", "gpu", "kernels", "compile", "spill", "registers", "shared_kib", "mma",
+    "instructions_per_mma", "compile_seconds",
+]  # fmt: skip
+KINDS = ["contender", "suite", "pass", "net", "dtype"]
+NUMBERS = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 SHOWN_ELSEWHERE = {"dirty", "clocks_before", "clocks_after"}
 
 
 def accuracy(results: Results) -> pd.DataFrame:
     """Per suite, contender, type and executor: checks, failures, and the worst error beside torch's own.
 
-    ``worst_over_torch`` is the largest max|x - float64| / max|torch - float64|; the rule allows 2, plus a small
-    absolute term. It is NaN where a result was not finite. ``worst_relative`` is the largest max|x - float64| / max|float64|.
+    ``worst_over_torch`` is the largest max|x - float64| / max|torch - float64|; the rule allows 2, plus a
+    small absolute term. ``worst_relative`` is the largest max|x - float64| / max|float64|. Both are NaN where
+    a result was not finite.
     """
     frame = with_error_ratios(results)
     rows = []
@@ -35,24 +47,25 @@ def accuracy(results: Results) -> pd.DataFrame:
             dict(zip(["run", "suite", "contender", "dtype", "executed_by"], key, strict=True))
             | {
                 "checks": len(part),
-                "failed": int((~part["ok"]).sum()),
+                "failed": int((~part["passed"]).sum()),
                 "worst_over_torch": worst["over_torch"],
                 "worst_at": " · ".join(filter(None, (worst["pass"], worst["layer"], worst["tensor"]))),
                 "worst_relative": part["relative"].max(skipna=False),
                 "largest_problem": describe_problem(max(part["problem"], key=_size)),
             }
         )
-    return pd.DataFrame(rows)
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    rows.sort(key=lambda row: (row["run"], suites.index(row["suite"])))
+    return pd.DataFrame(rows, columns=ACCURACY)
 
 
 def with_error_ratios(results: Results) -> pd.DataFrame:
-    """The accuracy frame with ``ok``, ``over_torch`` (error / torch's error; 0/0 is 0) and ``relative``."""
+    """The accuracy frame with ``over_torch`` (error / torch's error; 0 / 0 is 0) and ``relative``."""
     frame = results.accuracy
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(frame["error"] == 0, 0.0, frame["error"] / frame["torch_error"])
         relative = np.where(frame["error"] == 0, 0.0, frame["error"] / frame["scale"])
     return frame.assign(
-        ok=[value is True for value in frame["passed"]],
         over_torch=ratio,
         relative=relative,
     )
@@ -61,8 +74,7 @@ def with_error_ratios(results: Results) -> pd.DataFrame:
 def compiled(results: Results) -> pd.DataFrame:
     """Per kernel and target: how many compile, how many spill, and the ranges of what they use."""
     rows = []
-    frame = results.compiled.assign(ok=[value is True for value in results.compiled["ok"]])
-    for (run, kernel, target), part in frame.groupby(["run", "kernel", "target"], sort=False):
+    for (run, kernel, target), part in results.compiled.groupby(["run", "kernel", "target"], sort=False):
         good = part[part["ok"]]
         rows.append(
             {
@@ -80,21 +92,31 @@ def compiled(results: Results) -> pd.DataFrame:
                 "compile_seconds": good["compile_seconds"].median(),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COMPILED)
 
 
 def not_run(results: Results) -> pd.DataFrame:
-    """One row for each reason: how many were left out, and which kinds of them."""
+    """One row for each reason: how many were left out, and which kinds of them.
+
+    Reasons that differ only in their numbers are one reason; the first of them is shown.
+    """
     rows = []
-    for (run, reason), part in results.not_run.groupby(["run", "reason"], sort=False):
-        kinds = {name: _listed(part[name]) for name in ("contender", "suite", "pass", "net", "dtype")}
-        rows.append({"run": run, "reason": reason, "left_out": len(part)} | kinds)
-    frame = pd.DataFrame(rows)
-    return frame.sort_values("left_out", ascending=False, kind="stable") if len(frame) else frame
+    frame = results.not_run.assign(
+        kind=[re.sub(NUMBERS, "#", reason) for reason in results.not_run["reason"]]
+    )
+    for (run, _), part in frame.groupby(["run", "kind"], sort=False):
+        kinds = {name: _listed(part[name]) for name in KINDS}
+        others = part["reason"].nunique() - 1
+        rows.append(
+            {"run": run, "reason": part["reason"].iloc[0], "left_out": len(part), "other_numbers": others}
+            | kinds
+        )
+    rows.sort(key=lambda row: -row["left_out"])
+    return pd.DataFrame(rows, columns=["run", "reason", "left_out", "other_numbers", *KINDS])
 
 
 def environments(results: Results) -> list[dict[str, Any]]:
-    """For each file: its name, what ran there (name and value pairs in a fixed order) and what to be wary of."""
+    """For each file: its name, what ran there (pairs in a fixed order) and what to be wary of."""
     found = []
     for index, run in enumerate(results.runs):
         stated = run["environment"]
@@ -108,12 +130,12 @@ def environments(results: Results) -> list[dict[str, Any]]:
         known += _batches(results, index)
         clocks = _clocks(stated)
         known += [
-            (f"Clock {name}", f"{before:g} → {after:g} (before → after)") for name, before, after in clocks
+            (f"{_titled(name)}, before → after", f"{before:g} → {after:g}") for name, before, after in clocks
         ]
         more = {
             key: value for key, value in stated.items() if key not in ENVIRONMENT.keys() | SHOWN_ELSEWHERE
         }
-        known += [(key.replace("_", " "), _plain(value)) for key, value in more.items() if value is not None]
+        known += [(_titled(key), _plain(value)) for key, value in more.items() if value is not None]
         found.append(
             {"file": run["file"], "kind": run["kind"], "known": known, "wary": _wary(stated, clocks)}
         )
@@ -146,9 +168,9 @@ def _wary(stated: Mapping[str, Any], clocks: list[tuple[str, float, float]]) -> 
     if stated.get("dirty") is True:
         wary.append("The checkout had uncommitted changes: the commit alone does not reproduce this run.")
     for name, before, after in clocks:
-        change = after / before - 1 if before else 0.0
-        if abs(change) > CLOCK_DRIFT:
-            wary.append(f"The {name} clock changed by {change:+.0%} during the run.")
+        # A rise is the idle GPU waking up; a fall is heat or a power limit.
+        if name.endswith("mhz") and before and after < before * (1 - CLOCK_DRIFT):
+            wary.append(f"{_titled(name)} fell by {1 - after / before:.0%} during the run.")
     return wary
 
 
@@ -163,12 +185,20 @@ def _clocks(stated: Mapping[str, Any]) -> list[tuple[str, float, float]]:
 def _batches(results: Results, run: int) -> list[tuple[str, str]]:
     """The batch that each net was timed with, and the published one when it is another."""
     frame = results.benchmarks[results.benchmarks["run"] == run]
-    said: dict[str, None] = {}
-    for net, problem, published in zip(frame["net"], frame["problem"], frame["published_batch"], strict=True):
-        batch = problem.get("N") if isinstance(problem, Mapping) else None
-        if batch is not None:
-            other = "" if np.isnan(published) or published == batch else f" (published: {published:g})"
-            said[f"{net or 'unnamed net'}: {batch}{other}"] = None
+    batches: dict[str, set[int]] = {}
+    published: dict[str, set[int]] = {}
+    for net, problem, stated in zip(frame["net"], frame["problem"], frame["published_batch"], strict=True):
+        if isinstance(problem, Mapping) and _is_number(problem.get("N")):
+            batches.setdefault(net or "unnamed net", set()).add(int(problem["N"]))
+            published.setdefault(net or "unnamed net", set()).update(
+                [] if np.isnan(stated) else [int(stated)]
+            )
+    said = []
+    for net, timed in batches.items():
+        other = ", ".join(str(batch) for batch in sorted(published[net] - timed))
+        said.append(
+            f"{net}: {', '.join(map(str, sorted(timed)))}" + (f" (published: {other})" if other else "")
+        )
     return [("Batch as timed", "; ".join(said))] if said else []
 
 
@@ -182,6 +212,12 @@ def _size(problem: Any) -> float:
     return float(
         np.prod([problem[key] for key in ("N", "C", "H", "W", "K") if _is_number(problem.get(key))] or [0])
     )
+
+
+def _titled(name: str) -> str:
+    """sm_mhz -> SM MHz, calls_per_sample -> Calls per sample."""
+    words = [{"sm": "SM", "mhz": "MHz", "c": "°C", "w": "W"}.get(word, word) for word in name.split("_")]
+    return words[0][:1].upper() + " ".join(words)[1:]
 
 
 def _is_number(value: Any) -> bool:

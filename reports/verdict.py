@@ -1,14 +1,14 @@
 """Who is compared with whom, and the word for it.
 
-A comparison stands between a contender and its suite's baseline on the same layer, pass, type, problem, device and
-clock, within one run. With the ratio r = median(baseline) / median(contender), "times as fast as the baseline":
+A comparison stands between a contender and its suite's baseline on the same layer, pass, type, problem,
+device and clock, within one run. With the ratio r = median(baseline) / median(contender), "times as fast":
 
     faster      the whole 95 % interval of r lies above 1 + margin
     slower      the whole interval lies below 1 / (1 + margin)
     same        the whole interval lies between the two
-    ambiguous   the interval straddles a limit, or there are too few samples for one: the samples do not decide
+    ambiguous   the interval straddles a limit, or too few samples give none: undecided
 
-A contender whose result failed the check against float64 has no time: ``wrong``. Where the baseline has no time
+A contender whose result failed the check against float64 has no time: ``wrong``. Where the baseline has none
 there is nothing to compare with: ``no baseline``.
 """
 
@@ -28,16 +28,25 @@ WRONG, BASELINE, NO_BASELINE = "wrong", "baseline", "no baseline"
 TALLIED = (FASTER, SAME, SLOWER, AMBIGUOUS, WRONG)
 DEFAULT_MARGIN = 0.03  # run-to-run drift of clocks and placement, which no interval within one run can see
 
-# First present wins; a suite that is not named here is compared with the first of OTHER_BASELINES that it has.
+# The first that was timed; suites that are not named here take the first of OTHER_BASELINES.
 BASELINES = {
     "weight_prep": ("weight_norm", "reference"),
-    "conv": ("cudnn", "torch-channels-last", "torch"),
+    "conv": ("cudnn", "torch"),
     "dirac_block": ("reference",),
 }
 OTHER_BASELINES = ("reference", "torch", "cudnn")
 
-# What must agree between two measurements to compare them; the same without the layer and the problem is a group.
+# What must agree between two measurements to compare them; without layer and problem it is a group.
 COMPARABLE = [*WHERE, "device", "clock", "label", "problem_key"]
+ADDED = [
+    "baseline", "ours", "median", "low", "high", "ratio", "ratio_low", "ratio_high", "log_variance",
+    "flop_per_s", "bytes_per_s", "verdict",
+]  # fmt: skip
+MEANS = [
+    "geomean", "geomean_low", "geomean_high", "geomean_verdict",
+    "geomean_by_count", "geomean_by_count_low", "geomean_by_count_high",
+    "worst", "worst_layer", "best", "best_layer",
+]  # fmt: skip
 GROUP = ["run", "suite", "pass", "net", "dtype", "device", "clock", "label"]
 
 
@@ -71,8 +80,9 @@ def compare(
 ) -> pd.DataFrame:
     """One row for every timed or refused contender: its median, its ratio to the baseline and the verdict.
 
-    Times are in seconds. Columns beside those of ``results.benchmarks``: baseline, batch, samples, median, low,
-    high, ratio, ratio_low, ratio_high, log_variance, flop_per_s, bytes_per_s, verdict.
+    Times are in seconds. Columns beside those of ``results.benchmarks``: baseline, ours, batch, median, low,
+    high, ratio, ratio_low, ratio_high, log_variance, flop_per_s, bytes_per_s, verdict;
+    samples is their number.
     """
     benchmarks = results.benchmarks.assign(
         count=results.benchmarks["count"].fillna(1),
@@ -90,7 +100,7 @@ def compare(
         wrong = [contender for *where, contender in refused if tuple(where) == place]
         blank = {**group.iloc[0].to_dict(), "samples": np.empty(0), "host_us": np.nan}
         rows += [_row({**blank, "contender": name}, baseline, None, margin) for name in wrong]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*benchmarks.columns, *ADDED])
 
 
 def word(ratio: intervals.Estimate, margin: float) -> str:
@@ -106,17 +116,14 @@ def word(ratio: intervals.Estimate, margin: float) -> str:
     return AMBIGUOUS
 
 
-def summarise(comparisons: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def summarise(comparisons: pd.DataFrame, by: list[str], *, margin: float = DEFAULT_MARGIN) -> pd.DataFrame:
     """Tallies and geometric means of every contender but the baseline, over the rows that agree in ``by``.
 
     ``geomean`` counts each measurement once, ``geomean_by_count`` as often as its layer occurs in the net;
     ``places`` is how many measurements the group has, ``compared`` how many of them have a ratio.
     """
-    if comparisons.empty:
-        return pd.DataFrame()
     rows = []
-    places = comparisons.groupby(by, sort=False)
-    for key, group in places:
+    for key, group in comparisons.groupby(by, sort=False):
         total = len(group[COMPARABLE].drop_duplicates())
         for contender, part in group[group["verdict"] != BASELINE].groupby("contender", sort=False):
             tally = part["verdict"].value_counts()
@@ -128,22 +135,20 @@ def summarise(comparisons: pd.DataFrame, by: list[str]) -> pd.DataFrame:
                 "compared": len(known),
                 **{verdict: int(tally.get(verdict, 0)) for verdict in TALLIED},
             }
-            if len(known):
-                plain = intervals.geometric_mean(known["ratio"], known["log_variance"])
-                weighted = intervals.geometric_mean(known["ratio"], known["log_variance"], known["count"])
-                row |= {"geomean": plain.value, "geomean_low": plain.low, "geomean_high": plain.high}
-                row |= {"geomean_by_count": weighted.value, "geomean_by_count_low": weighted.low}
-                row |= {"geomean_by_count_high": weighted.high}
-                row |= {
-                    "worst": known["ratio"].min(),
-                    "worst_layer": known.loc[known["ratio"].idxmin(), "layer"],
-                }
-                row |= {
-                    "best": known["ratio"].max(),
-                    "best_layer": known.loc[known["ratio"].idxmax(), "layer"],
-                }
-            rows.append(row)
-    return pd.DataFrame(rows)
+            rows.append(row | (_means(known, margin) if len(known) else {}))
+    return pd.DataFrame(rows, columns=[*by, "contender", "baseline", "places", "compared", *TALLIED, *MEANS])
+
+
+def _means(known: pd.DataFrame, margin: float) -> dict:
+    plain = intervals.geometric_mean(known["ratio"], known["log_variance"])
+    weighted = intervals.geometric_mean(known["ratio"], known["log_variance"], known["count"])
+    worst, best = known.loc[known["ratio"].idxmin()], known.loc[known["ratio"].idxmax()]
+    values = (
+        plain.value, plain.low, plain.high, word(plain, margin),
+        weighted.value, weighted.low, weighted.high,
+        worst["ratio"], worst["layer"], best["ratio"], best["layer"],
+    )  # fmt: skip
+    return dict(zip(MEANS, values, strict=True))
 
 
 def _row(entry: dict, baseline: str, against: np.ndarray | None, margin: float) -> dict:
@@ -172,8 +177,8 @@ def _row(entry: dict, baseline: str, against: np.ndarray | None, margin: float) 
 
 
 def _refused(results: Results) -> dict[tuple, None]:
-    """(*WHERE, contender) of every failed check, in order; a passed that is not True is a failure."""
-    failed = results.accuracy[[value is not True for value in results.accuracy["passed"]]]
+    """(*WHERE, contender) of every failed check, in order."""
+    failed = results.accuracy[~results.accuracy["passed"]]
     return dict.fromkeys(failed[[*WHERE, "contender"]].itertuples(index=False, name=None))
 
 
