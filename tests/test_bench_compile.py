@@ -260,7 +260,8 @@ def test_ratio_is_to_the_floor_of_the_same_tile():
         row | {"kernel": loops.FLOOR, "config": "128x128x64 w8 s3 gather", "loop_instructions_per_mma": 2.0},
         row | {"kernel": loops.FLOOR, "config": "128x64x64 w4 s4 gather", "loop_instructions_per_mma": 4.0},
         row | {"kernel": "conv_wgrad", "config": "128x64x64 w4 s4 split 3", "loop_instructions_per_mma": 5.0},
-        row | {"kernel": "FlagGems NHWC", "config": None, "loop_instructions_per_mma": None},
+        row
+        | {"kernel": "FlagGems NHWC", "config": "128x64x64 w4 s4 gather", "loop_instructions_per_mma": None},
     ]
     loops.add_ratios(found)
     assert [r["ratio_to_floor"] for r in found] == [1.0, 1.0, 1.25, None]

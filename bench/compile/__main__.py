@@ -13,11 +13,11 @@ from bench.layers import NETS, Layer, layers
 from triton_dirac.tuning.targets import TARGETS
 
 from . import loops
-from .jobs import KERNELS, Job, applies
+from .jobs import KERNELS, Job, jobs_of_layer
 from .run import rows_of
 from .table import console, print_rows, write_json
 
-DTYPES = ("bfloat16", "float16", "float32", "tf32")
+DTYPES = ("bfloat16", "float32", "tf32", "float16")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,7 +27,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kernels", help=f"comma-separated parts of names; all: {', '.join(KERNELS)}")
     parser.add_argument("--nets", help=names + ",".join(NETS))
     parser.add_argument("--layers", help="comma-separated parts of layer names; default: see --all")
-    parser.add_argument("--dtypes", help=f"{names}bfloat16, and {','.join(DTYPES[1:])} for one layer")
+    parser.add_argument(
+        "--dtypes", help=f"{names}bfloat16, and float32,tf32 for one layer; also float16, tf32x3"
+    )
     every = "every layer in every dtype, not only each net's stem and the Dirac layer with the most work"
     parser.add_argument("--all", action="store_true", help=every)
     parser.add_argument("--loops", action="store_true", help="main loops at equal tiles, beside a plain GEMM")
@@ -47,23 +49,26 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
     kernels = [k for k in KERNELS if any(part in k for part in split(options.kernels) or [""])]
     jobs = []
     for net in nets:
-        some = list(layers(net)) if options.all else representative(layers(net))
-        if wanted := split(options.layers):
-            some = [layer for layer in layers(net) if any(part in layer.name for part in wanted)]
-        for dtype in split(options.dtypes) or DTYPES:
-            if not (options.all or options.dtypes or dtype == DTYPES[0]):
-                some = some[-1:] if net == nets[0] else []
+        wanted = split(options.layers)
+        some = [layer for layer in layers(net) if any(part in layer.name for part in wanted or [""])]
+        if not (options.all or wanted):
+            some = representative(some)
+        for dtype in split(options.dtypes) or (DTYPES if options.all else DTYPES[:3]):
             jobs += [
-                Job(
-                    *(kernel, KERNELS[kernel][0], net, layer.name, dtype, target, layer.problem, layer.count),
-                    KERNELS[kernel][1],
-                )
+                job
                 for target in targets
-                for kernel in kernels
                 for layer in some
-                if applies(kernel, layer.dirac, layer.problem, dtype)
+                for job in jobs_of_layer(layer, kernels, dtype, target)
+                if options.all or options.dtypes or is_default(job, nets[0], some[-1].name)
             ]
+    jobs = list({(job.kernel, job.net, job.layer, job.dtype, job.target): job for job in jobs}.values())
     return sorted(jobs, key=lambda job: (targets.index(job.target), list(KERNELS).index(job.kernel)))
+
+
+def is_default(job: Job, first_net: str, last_layer: str) -> bool:
+    """Dtypes but bfloat16, and the direct kernels, are compiled for one layer only."""
+    is_one = job.net == first_net and job.layer.startswith((last_layer, "all"))
+    return is_one or (job.dtype == DTYPES[0] and not job.kernel.startswith("conv_direct"))
 
 
 def representative(of_net: Sequence[Layer]) -> list[Layer]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from bench.layers import Layer
 from triton_dirac.problem import ConvProblem
 
 
@@ -37,13 +39,16 @@ class Job:
         return cls(**{**data, "problem": ConvProblem(**sizes)})
 
 
+# Every kernel of the table: its planner and the planner's arguments.
 KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "conv_fprop gather": ("bench.compile.plans:fprop", {"loader": "gather"}),
     "conv_fprop tile": ("bench.compile.plans:fprop", {"loader": "tile"}),
     "conv_dgrad gather": ("bench.compile.plans:dgrad", {"loader": "gather"}),
     "conv_dgrad tile": ("bench.compile.plans:dgrad", {"loader": "tile"}),
     "conv_wgrad": ("bench.compile.plans:wgrad", {}),
-    "conv_direct": ("bench.compile.plans:direct", {}),
+    "conv_direct fprop": ("bench.compile.plans:direct", {"pass": "fprop"}),
+    "conv_direct dgrad": ("bench.compile.plans:direct", {"pass": "dgrad"}),
+    "conv_direct wgrad": ("bench.compile.plans:direct", {"pass": "wgrad"}),
     "weight_prep": ("bench.compile.plans:prep", {"backward": False}),
     "weight_prep backward": ("bench.compile.plans:prep", {"backward": True}),
     "weight_prep_multi": ("bench.compile.plans:prep_multi", {"backward": False}),
@@ -51,10 +56,27 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def applies(kernel: str, dirac: bool, problem: ConvProblem, dtype: str) -> bool:
-    """Whether the kernel runs for such a layer: only Dirac weights are prepared, images have no gradient."""
-    if kernel.startswith("weight_prep"):
-        return dirac and dtype != "tf32"
-    if kernel.startswith("conv_dgrad") and problem.C == 3:
-        return False
-    return not (kernel.endswith("tile") and problem.stride != (1, 1))
+def jobs_of_layer(layer: Layer, kernels: Sequence[str], dtype: str, target: str) -> list[Job]:
+    """A job for each of ``kernels`` that runs for such a layer, on the problem that the kernel is meant for.
+
+    Only Dirac weights are prepared, images have no gradient, descriptors need stride 1. No net has a
+    depthwise convolution, so the direct kernels get the layer's depthwise twin.
+    """
+    jobs = []
+    for kernel in kernels:
+        planner, arguments = KERNELS[kernel]
+        problem, name = layer.problem, layer.name
+        if kernel.startswith("weight_prep") and not (layer.dirac and dtype != "tf32"):
+            continue
+        if kernel.startswith("conv_direct") and not (layer.dirac and dtype != "tf32"):
+            continue
+        if kernel.startswith("conv_dgrad") and not layer.dirac:
+            continue
+        if kernel.endswith("tile") and problem.stride != (1, 1):
+            continue
+        if kernel.startswith("conv_direct"):
+            problem, name = replace(problem, K=problem.C, groups=problem.C), f"{name} depthwise"
+        if kernel.startswith("weight_prep_multi"):
+            name = "all Dirac layers"
+        jobs.append(Job(kernel, planner, layer.net, name, dtype, target, problem, layer.count, arguments))
+    return jobs

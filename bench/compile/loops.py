@@ -66,7 +66,7 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
     """``ratio_to_floor`` of every row that has a loop, in place."""
     key = ("layer", "dtype", "target", "tile")
     for row in rows:
-        row["tile"] = " ".join((row["config"] or "").split()[:3])
+        row["tile"] = " ".join(row["config"].split()[:3])
     floors = {
         tuple(row[k] for k in key): row["loop_instructions_per_mma"] for row in rows if row["kernel"] == FLOOR
     }
@@ -82,19 +82,25 @@ def print_rows(rows: list[dict[str, Any]], console: Console) -> None:
         table = Table(title=title, title_justify="left", box=SIMPLE)
         for column in ("kernel", "layer", *(" ".join(tile.name.split()[:3]) for tile in TILES)):
             table.add_column(column)
-        cells: dict[tuple[str, str], list[str]] = {}
+        cells: dict[tuple[str, str], dict[str, str]] = {}
         for row in rows:
             if (row["target"], row["dtype"]) == (target, dtype) and not row["kernel"].endswith(": reduce"):
-                cells.setdefault((row["kernel"], row["layer"]), []).append(_cell(row))
+                layer = "any" if row["kernel"] in GEMMS else row["layer"]
+                cells.setdefault((row["kernel"], layer), {})[row["tile"]] = _cell(row)
         for (kernel, layer), found in cells.items():
-            table.add_row(kernel, layer, *(found if len(set(found)) > 1 else found[:1]))
+            table.add_row(kernel, layer, *found.values())
         console.print(table)
+        errors = (
+            f"{row['kernel']}: {row['error']}" for row in rows if row["target"] == target and row["error"]
+        )
+        for error in dict.fromkeys(errors):
+            console.print(f"  {error}", style="red", no_wrap=True, overflow="ellipsis", markup=False)
 
 
 def _cell(row: dict[str, Any]) -> str:
     """e.g. ``2.48 (1.10x) TMA``; what a good loop has not is said: spills, more loops than one."""
     if row["loop_instructions_per_mma"] is None:
-        return row["error"] or "no matrix instruction"
+        return "not installed" if "NotInstalled" in (row["error"] or "") else "failed"
     notes = [f"{row['loop_instructions_per_mma']:.2f} ({row['ratio_to_floor']:.2f}x)"]
     notes += ["TMA"] if row["tma"] else []
     notes += [f"{row['spills']} spills"] if row["spills"] else []

@@ -1,84 +1,130 @@
 """In the worker: a job's plain data -> the launches that our kernels plan for it, on meta tensors.
 
-Each function takes a Job and returns the config's name and the launches. Arguments a job may have:
-"loader" ("gather" | "tile") picks that loader's default config, "config" forces a config.
+Each function takes a Job and returns the config's name and the launches. A job's arguments: "config" forces a
+config, "loader" the loader of the default one. Convolutions of Dirac layers are those of the split form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from triton_dirac.kernels import weight_prep
-from triton_dirac.kernels.conv_wgrad import plan_wgrad, workspace_shape
+from bench.layers import layers
+from triton_dirac.kernels import conv_direct, conv_wgrad, weight_prep, weight_prep_multi
+from triton_dirac.kernels.conv_dgrad import plan_dgrad
+from triton_dirac.kernels.conv_fprop import plan_fprop
 from triton_dirac.kernels.launch import Launch
+from triton_dirac.tuning import dgrad as dgrad_tuning
+from triton_dirac.tuning import fprop as fprop_tuning
 from triton_dirac.tuning import wgrad as wgrad_tuning
 from triton_dirac.tuning.config import Config
 from triton_dirac.tuning.targets import TARGETS
 
 from .jobs import Job
 
-PRECISIONS = {"tf32": "tf32", "tf32x3": "tf32x3"}  # float32 storage; other dtypes are named as torch does
+TF32 = ("tf32", "tf32x3")  # float32 tensors; other dtypes are named as torch names them
 
 
-def dtype_of(job: Job) -> torch.dtype:
-    return torch.float32 if job.dtype in PRECISIONS else getattr(torch, job.dtype)
+def fprop(job: Job) -> tuple[str, list[Launch]]:
+    """y = conv(x, w), with the identity in the epilogue where the layer has one."""
+    p, dtype, config = job.problem, dtype_of(job), config_of(job, fprop_tuning.default)
+    x, w, y = (empty(shape, dtype) for shape in (p.input_shape, p.weight_shape, p.output_shape))
+    launches = plan_fprop(x, w, y, None, alpha(job), p, precision=precision(job), config=config)
+    return config.name, launches
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A meta tensor, channels-last where it has four dimensions."""
-    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
-
-
-def config_of(job: Job, default: Callable[..., Config]) -> Config:
-    """The job's config, else the kernel's default for its problem, dtype and target."""
-    if "config" in job.arguments:
-        return Config(**job.arguments["config"])
-    return default(job.problem, dtype_of(job), TARGETS[job.target])
+def dgrad(job: Job) -> tuple[str, list[Launch]]:
+    """dx, with the identity in the epilogue where the layer has one."""
+    p, dtype, config = job.problem, dtype_of(job), config_of(job, dgrad_tuning.default)
+    dy, w, dx = (empty(shape, dtype) for shape in (p.output_shape, p.weight_shape, p.input_shape))
+    return config.name, plan_dgrad(dy, w, dx, alpha(job), p, precision=precision(job), config=config)
 
 
 def wgrad(job: Job) -> tuple[str, list[Launch]]:
     """dw: the main pass and, where the reduction is split, the second."""
-    problem, dtype = job.problem, dtype_of(job)
-    config = config_of(job, wgrad_tuning.default)
-    split_k = wgrad_tuning.split_k(problem, config, TARGETS[job.target])
-    shape = workspace_shape(problem, config, split_k)
-    workspace = None if shape is None else torch.empty(shape, dtype=torch.float32, device="meta")
-    launches = plan_wgrad(
-        empty(problem.output_shape, dtype),
-        empty(problem.input_shape, dtype),
-        empty(problem.weight_shape, dtype),
-        workspace,
-        problem,
-        precision=PRECISIONS.get(job.dtype, "ieee"),
-        config=config,
-        split_k=split_k,
+    p, dtype, config = job.problem, dtype_of(job), config_of(job, wgrad_tuning.default)
+    split_k = wgrad_tuning.split_k(p, config, TARGETS[job.target])
+    shape = conv_wgrad.workspace_shape(p, config, split_k)
+    workspace = None if shape is None else torch.empty(shape, device="meta")
+    dy, x, dw = (empty(shape, dtype) for shape in (p.output_shape, p.input_shape, p.weight_shape))
+    launches = conv_wgrad.plan_wgrad(
+        dy, x, dw, workspace, p, precision=precision(job), config=config, split_k=split_k
     )
     return f"{config.name} split {split_k}", launches
 
 
+def direct(job: Job) -> tuple[str, list[Launch]]:
+    """The direct kernel of the pass that the argument "pass" names."""
+    p, dtype = job.problem, dtype_of(job)
+    x, w, y = (empty(shape, dtype) for shape in (p.input_shape, p.weight_shape, p.output_shape))
+    if job.arguments["pass"] == "fprop":
+        launches = conv_direct.plan_direct_fprop(x, w, y, None, alpha(job), p, relu=False)
+    elif job.arguments["pass"] == "dgrad":
+        launches = conv_direct.plan_direct_dgrad(y, w, x, alpha(job), p)
+    else:
+        split_k = conv_direct.direct_split_k(p, TARGETS[job.target])
+        workspace = torch.empty((split_k, *w.shape), device="meta") if split_k > 1 else None
+        launches = conv_direct.plan_direct_wgrad(y, x, w, workspace, p, split_k=split_k)
+    tile = launches[0].constexprs
+    return f"{tile['BLOCK_PIXELS']} pixels x {tile['BLOCK_CHANNELS']}", launches
+
+
 def prep(job: Job) -> tuple[str, list[Launch]]:
-    """Weight preparation of float32 parameters into the job's dtype, OIHW -> OHWI; "backward": gradients."""
+    """One layer's weight preparation for the split form: float32 OIHW -> the job's dtype, OHWI; or backward."""
     shape, groups = job.problem.weight_shape, job.problem.groups
-    alpha, beta, norm = (empty(shape[:1], torch.float32) for _ in range(3))
+    per_filter = torch.empty(shape[0], device="meta")
     weight, prepared = torch.empty(shape, device="meta"), empty(shape, dtype_of(job))
     if job.arguments["backward"]:
-        gradients: list[Any] = [torch.empty_like(t) for t in (weight, alpha, beta)]
-        launches = weight_prep.plan_weight_prep_backward(
-            prepared, weight, beta, norm, *gradients, groups=groups
-        )
+        inputs, outputs = (prepared, weight, per_filter, per_filter), (weight, per_filter, per_filter)
+        launches = weight_prep.plan_weight_prep_backward(*inputs, *outputs, groups=groups)
     else:
-        launches = weight_prep.plan_weight_prep(
-            weight, alpha, beta, prepared, norm, identity=False, groups=groups
-        )
-    return row_tile(launches[0]), launches
+        tensors = (weight, per_filter, per_filter, prepared, per_filter)
+        launches = weight_prep.plan_weight_prep(*tensors, identity=False, groups=groups)
+    tile = launches[0].constexprs
+    name = f"{tile['ROWS']}x{tile['BLOCK']} w{launches[0].options['num_warps']}"
+    return name + (" loop" if tile["LOOP"] else ""), launches
 
 
-def row_tile(launch: Launch) -> str:
-    """e.g. ``1 x 2048 w2``: rows and padded columns of a program, warps."""
-    tile = launch.constexprs
-    return f"{tile['ROWS']} x {tile['BLOCK']} w{launch.options['num_warps']}{' loop' if tile['LOOP'] else ''}"
+def prep_multi(job: Job) -> tuple[str, list[Launch]]:
+    """All Dirac layers of the job's net in one launch, as ``prep`` prepares each."""
+    shapes = [x.problem.weight_shape for x in layers(job.net) if x.dirac for _ in range(x.count)]
+    parameters = [
+        (torch.empty(s, device="meta"), torch.empty(s[0], device="meta"), torch.empty(s[0], device="meta"))
+        for s in shapes
+    ]
+    launches, prepared, norms = weight_prep_multi.plan_weight_prep_multi(
+        parameters, identity=False, dtype=dtype_of(job), channels_last=True
+    )
+    if job.arguments["backward"]:
+        launches, *_ = weight_prep_multi.plan_weight_prep_multi_backward(prepared, parameters, norms)
+    kinds = len(launches[0].constexprs["KINDS"])
+    return f"{kinds} kinds w{launches[0].options['num_warps']}", launches
+
+
+def dtype_of(job: Job) -> torch.dtype:
+    return torch.float32 if job.dtype in TF32 else getattr(torch, job.dtype)
+
+
+def precision(job: Job) -> str:
+    return job.dtype if job.dtype in TF32 else "ieee"
+
+
+def alpha(job: Job) -> Tensor | None:
+    """Every layer but the stem, which reads the image's 3 channels, has an identity term."""
+    return torch.empty(job.problem.K, device="meta") if job.problem.C != 3 else None
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
+
+
+def config_of(job: Job, default: Callable[..., Config]) -> Config:
+    """The forced config, else the kernel's default for the job's problem, dtype and target."""
+    arguments: dict[str, Any] = job.arguments
+    found = default(job.problem, dtype_of(job), TARGETS[job.target])
+    config = Config(**arguments["config"]) if "config" in arguments else found
+    return replace(config, loader=arguments.get("loader", config.loader))

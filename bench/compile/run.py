@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from triton_dirac.tuning.config import Config
 from triton_dirac.tuning.targets import TARGETS
 
 from .jobs import Job
@@ -56,6 +57,8 @@ def _ask(pool: Pool, progress: Progress, what: str, requests: list[dict[str, Any
 def _row(job: Job, kernel: str, found: dict[str, Any]) -> dict[str, Any]:
     data = job.to_json()
     of_job = {name: data[name] for name in ("net", "layer", "dtype", "target", "count", "problem")}
+    if "config" in job.arguments:
+        of_job["config"] = Config(**job.arguments["config"]).name
     return {
         **NOTHING,
         "kernel": kernel,

@@ -23,7 +23,7 @@ COLUMNS = (
 
 def console() -> Console:
     """Standard output; a file or pipe is given the width that whole rows need."""
-    return Console() if os.isatty(1) else Console(width=200)
+    return Console() if os.isatty(1) else Console(width=230)
 
 
 def print_rows(rows: list[dict[str, Any]], console: Console) -> None:
