@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from triton_dirac.kernels.implicit_gemm import plan
+from triton_dirac.kernels.gemm_plan import plan
 from triton_dirac.kernels.launch import Launch
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning.config import Config

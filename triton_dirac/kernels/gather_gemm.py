@@ -1,0 +1,293 @@
+"""The gather loader: fprop and dgrad with the source read through pointers, for any problem.
+
+One flattened loop runs over the sum. What keeps it near a plain GEMM of the same tile:
+
+- every address is a 64-bit base of its row plus an offset that all rows share: one multiply-add a load;
+- whether a tap of a row lies outside the image is a bit computed before the loop: one AND a row in it. In
+  *batch order* the rows of a tile are one pixel of many images: the taps that lie outside are then the same
+  for all rows, and the walk leaves them out, with no mask at all;
+- where BLOCK_K divides C the taps run fastest: the current tap's bit is then the loop's whole state, and
+  neighbouring taps find their pixels in cache. Elsewhere (a, b, c) is one index that BLOCK_K cuts across
+  taps, so that 80 channels, or the 3 of a stem, do not waste it;
+- columns beyond K are clamped to the last one; only the store is masked;
+- the loop counts up to LOOKAHEAD, the number of steps by which Triton prefetches: its test for "is there a
+  step to prefetch" is then one for the counter's sign (up to 18 instructions a step fewer than from 0).
+"""
+
+import triton
+import triton.language as tl
+
+from triton_dirac.kernels.implicit_gemm import (
+    axis_taps,
+    clip_taps,
+    finish,
+    most_taps,
+    pixel_step,
+    program_tile,
+    tap_step,
+)
+
+
+@triton.jit
+def axis_outside(start, size, taps, STEP: tl.constexpr, SIZE: tl.constexpr, BITS: tl.constexpr):
+    """Bit t is set where start + t * STEP is not in [0, size) or t >= taps, for t = 0 .. SIZE."""
+    bits = tl.zeros_like(start).to(BITS)
+    for t in tl.static_range(SIZE + 1):
+        position = start + t * STEP
+        outside = (position < 0) | (position >= size) | (t >= taps)
+        bits |= outside.to(BITS) << t
+    return bits
+
+
+@triton.jit
+def outside_taps(
+    h, w, H, W, taps_h, taps_w,
+    STEP_H: tl.constexpr, STEP_W: tl.constexpr, MOST_H: tl.constexpr, MOST_W: tl.constexpr,
+    ONE_BIT: tl.constexpr, HALF: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """The taps of each row that lie outside the image.
+
+    ONE_BIT: tap (a, b) is bit a * taps_w + b, and all bits from the last tap on are set. Else its row is bit
+    a and its column bit HALF + b, and both must be clear.
+    """
+    outside_h = axis_outside(h, H, taps_h, STEP_H, MOST_H, BITS)
+    outside_w = axis_outside(w, W, taps_w, STEP_W, MOST_W, BITS)
+    if ONE_BIT:
+        full = (1 << taps_w) - 1
+        outside = tl.zeros_like(outside_w) | (-1 << taps_h * taps_w)
+        for a in tl.static_range(MOST_H):
+            row_bits = tl.where(((outside_h >> a) & 1) != 0, full, outside_w & full)
+            outside |= tl.where(a < taps_h, row_bits << a * taps_w, 0)
+    else:
+        outside = outside_h | (outside_w << HALF)
+    return outside
+
+
+@triton.jit
+def sum_taps_fastest(
+    acc, source_row, weight, outside, column, filter, taps_h, taps_w, source_a, source_b, weight_a, weight_b,
+    C: tl.constexpr, K: tl.constexpr, RS: tl.constexpr, MOST_H: tl.constexpr,
+    DGRAD: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
+    ONE_BIT: tl.constexpr, HALF: tl.constexpr, BITS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOOKAHEAD: tl.constexpr,
+):  # fmt: skip
+    """acc + the sum over (channel block, a, b), taps fastest. A channel tail is masked in both operands."""
+    TAIL: tl.constexpr = C % BLOCK_K != 0
+    CHANNEL: tl.constexpr = RS * K if DGRAD else 1  # weight elements from one channel to the next
+    k = tl.arange(0, BLOCK_K)
+    channel = k
+    source_k = k.to(OFFSET)
+    if DGRAD:
+        weight_row = weight + k * CHANNEL
+        weight_k = column
+    else:
+        weight_row = weight + filter * (RS * C)
+        weight_k = k
+    source_return = source_a - (taps_w - 1) * source_b
+    weight_return = weight_a - (taps_w - 1) * weight_b
+    source_next = BLOCK_K - (taps_h - 1) * source_a - (taps_w - 1) * source_b
+    weight_next = BLOCK_K * CHANNEL - (taps_h - 1) * weight_a - (taps_w - 1) * weight_b
+    one = tl.full((), 1, BITS)
+    if ONE_BIT:
+        first_tap = one
+        row_ends = tl.zeros((), BITS)
+        for a in tl.static_range(MOST_H):
+            row_ends |= tl.where(a < taps_h, one << (a + 1) * taps_w - 1, 0)
+        end = one << taps_h * taps_w
+    else:
+        first_tap = one | (one << HALF)
+        row_ends = one << taps_w - 1 + HALF
+        end = (one << taps_h) | (one << HALF)
+    tap = first_tap
+    for _ in range(LOOKAHEAD - taps_h * taps_w * tl.cdiv(C, BLOCK_K), LOOKAHEAD):
+        sources = source_row[:, None] + source_k[None, :]
+        if MASKED and TAIL:
+            inside = ((outside & tap) == 0)[:, None] & (channel < C)[None, :]
+            x = tl.load(sources, mask=inside, other=0.0)
+        elif MASKED:
+            x = tl.load(sources, mask=((outside & tap) == 0)[:, None], other=0.0)
+        elif TAIL:
+            x = tl.load(sources, mask=(channel < C)[None, :], other=0.0)
+        else:
+            x = tl.load(sources)
+        if DGRAD:
+            weights = weight_row[:, None] + weight_k[None, :]
+            if K % BLOCK_N != 0:
+                y = tl.load(weights, mask=(channel < C)[:, None] & (column < K)[None, :], other=0.0)
+            elif TAIL:
+                y = tl.load(weights, mask=(channel < C)[:, None], other=0.0)
+            else:
+                y = tl.load(weights)
+        else:
+            weights = weight_row[None, :] + weight_k[:, None]
+            y = tl.load(weights, mask=(channel < C)[:, None], other=0.0) if TAIL else tl.load(weights)
+        acc = tl.dot(x, y, acc, input_precision=PRECISION)
+        row_end = (tap & row_ends) != 0
+        if ONE_BIT:
+            tap += tap
+        else:
+            column_bit = tap >> HALF << HALF
+            tap = tl.where(row_end, 2 * (tap - column_bit) + (one << HALF), tap + column_bit)
+        last = tap == end
+        source_k += tl.where(last, source_next, tl.where(row_end, source_return, source_b))
+        weight_k += tl.where(last, weight_next, tl.where(row_end, weight_return, weight_b))
+        if TAIL:
+            channel += tl.where(last, BLOCK_K, 0)
+        tap = tl.where(last, first_tap, tap)
+    return acc
+
+
+@triton.jit
+def sum_flat(
+    acc, source_row, weight, outside, column, filter, source_a, source_b, weight_a, weight_b,
+    C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    DGRAD: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
+    ONE_BIT: tl.constexpr, HALF: tl.constexpr, BITS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOOKAHEAD: tl.constexpr,
+):  # fmt: skip
+    """acc + the sum over one index (a, b, c) in steps of BLOCK_K, whose divisions by constants are multiplies."""
+    TOTAL: tl.constexpr = R * S * C
+    STEPS: tl.constexpr = (TOTAL + BLOCK_K - 1) // BLOCK_K
+    k = tl.arange(0, BLOCK_K)
+    one = tl.full((), 1, BITS)
+    if not DGRAD:
+        weights = weight + filter[None, :] * TOTAL + k[:, None]
+    for step in range(LOOKAHEAD - STEPS, LOOKAHEAD):
+        index = (step + (STEPS - LOOKAHEAD)) * BLOCK_K + k
+        tap = index // C
+        tap_row = tap // S
+        source_k = index.to(OFFSET) + tap * (source_b - C) + tap_row * (source_a - S * source_b)
+        sources = source_row[:, None] + source_k[None, :]
+        if MASKED:
+            if ONE_BIT:
+                shift = tap if TOTAL % BLOCK_K == 0 else tl.minimum(tap, R * S)
+                bits = one << shift
+            else:
+                bits = (one << tl.minimum(tap_row, R)) | (one << tap - tap_row * S + HALF)
+            x = tl.load(sources, mask=(outside[:, None] & bits[None, :]) == 0, other=0.0)
+        elif TOTAL % BLOCK_K != 0:
+            x = tl.load(sources, mask=(index < TOTAL)[None, :], other=0.0)
+        else:
+            x = tl.load(sources)
+        if DGRAD:
+            weight_k = (index - tap * C) * (R * S * K) + tap * weight_b
+            weight_mask = (index < TOTAL)[:, None] & (column < K)[None, :]
+            y = tl.load(weight + weight_k[:, None] + column[None, :], mask=weight_mask, other=0.0)
+        else:
+            if TOTAL % BLOCK_K != 0:
+                y = tl.load(weights, mask=(index < TOTAL)[:, None], other=0.0)
+            else:
+                y = tl.load(weights)
+            weights += BLOCK_K
+        acc = tl.dot(x, y, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def gather_gemm(
+    source, weight, target, bias, alpha,
+    N, H, W, P, Q, pad_h, pad_w,
+    C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GROUPS: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    DGRAD: tl.constexpr, BIAS: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr,
+    BATCH_ORDER: tl.constexpr, PADDED: tl.constexpr, OFFSET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    LOOKAHEAD: tl.constexpr,
+):  # fmt: skip
+    """source (N, H, W, GROUPS * C), target (N, P, Q, GROUPS * K); pad_h, pad_w are the convolution's, top and left.
+
+    Grid: (row tiles * column tiles, GROUPS * stride phases).
+    """
+    EVERY_I: tl.constexpr = STRIDE_H if DGRAD else 1  # target pixels (i * EVERY_I + phase_h, j * EVERY_J + phase_w)
+    EVERY_J: tl.constexpr = STRIDE_W if DGRAD else 1
+    SKIP_H: tl.constexpr = 1 if DGRAD else STRIDE_H
+    SKIP_W: tl.constexpr = 1 if DGRAD else STRIDE_W
+    STEP_H: tl.constexpr = pixel_step(STRIDE_H, DILATION_H, DGRAD)
+    STEP_W: tl.constexpr = pixel_step(STRIDE_W, DILATION_W, DGRAD)
+    TAP_H: tl.constexpr = tap_step(STRIDE_H, DILATION_H, DGRAD)
+    TAP_W: tl.constexpr = tap_step(STRIDE_W, DILATION_W, DGRAD)
+    MOST_H: tl.constexpr = most_taps(R, STRIDE_H, DILATION_H, DGRAD)
+    MOST_W: tl.constexpr = most_taps(S, STRIDE_W, DILATION_W, DGRAD)
+    ONE_BIT: tl.constexpr = MOST_H * MOST_W <= 30
+    BITS: tl.constexpr = tl.int32 if ONE_BIT or max(MOST_H, MOST_W) <= 15 else tl.int64
+    HALF: tl.constexpr = 16 if max(MOST_H, MOST_W) <= 15 else 32
+    MASKED: tl.constexpr = PADDED and not BATCH_ORDER
+    PIXEL: tl.constexpr = C * GROUPS
+    TAP: tl.constexpr = K if DGRAD else C
+
+    group = tl.program_id(1) % GROUPS
+    phase_h = tl.program_id(1) // GROUPS // EVERY_J
+    phase_w = tl.program_id(1) // GROUPS % EVERY_J
+    tap_r, taps_h, start_h = axis_taps(phase_h, pad_h, R, STRIDE_H, DILATION_H, DGRAD)
+    tap_s, taps_w, start_w = axis_taps(phase_w, pad_w, S, STRIDE_W, DILATION_W, DGRAD)
+
+    I = tl.cdiv(P, EVERY_I)  # of the largest phase: the last row and column of another may not exist
+    J = tl.cdiv(Q, EVERY_J)
+    if BATCH_ORDER:
+        tile_m, tile_n = program_tile(I * J * tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
+        i = tile_m % (I * J) // J
+        j = tile_m % J
+        image = tile_m // (I * J) * BLOCK_M
+        n = tl.arange(0, BLOCK_M)
+        row_ok = n < N - image
+        n = tl.minimum(n, N - 1 - image)
+    else:
+        tile_m, tile_n = program_tile(tl.cdiv(N * I * J, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
+        m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+        row_ok = m < N * I * J
+        i = m // J % I
+        j = m % J
+        image = tile_m * BLOCK_M // J // I
+        n = tl.where(row_ok, m // J // I - image, 0)
+    # Images are counted from this tile's first: with an int64 base, offsets within a tile fit int32.
+    n = n.to(OFFSET)
+    source += image.to(tl.int64) * H * W * PIXEL
+    target += image.to(tl.int64) * P * Q * (K * GROUPS)
+    row_ok = row_ok & (i * EVERY_I + phase_h < P) & (j * EVERY_J + phase_w < Q)
+    h = i * SKIP_H + start_h
+    w = j * SKIP_W + start_w
+    if BATCH_ORDER:
+        first_a, taps_h = clip_taps(h, h, taps_h, H, STEP_H)
+        first_b, taps_w = clip_taps(w, w, taps_w, W, STEP_W)
+        h += first_a * STEP_H
+        w += first_b * STEP_W
+        tap_r += first_a * TAP_H
+        tap_s += first_b * TAP_W
+    if MASKED:
+        outside = outside_taps(
+            h, w, H, W, taps_h, taps_w, STEP_H, STEP_W, MOST_H, MOST_W, ONE_BIT, HALF, BITS
+        )
+        outside = tl.where(row_ok, outside, -1)
+    else:
+        outside = 0
+
+    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    filter = tl.arange(0, BLOCK_N)
+    if K % BLOCK_N != 0:
+        filter = tl.minimum(filter, K - 1 - tile_n * BLOCK_N)
+    if DGRAD:
+        weight += group.to(tl.int64) * C * (R * S * K) + (tap_r * S + tap_s) * TAP
+    else:
+        weight += (group * K + tile_n * BLOCK_N).to(tl.int64) * (R * S * C) + (tap_r * S + tap_s) * TAP
+    source_row = source + ((n * H + h) * W + w) * PIXEL + group * C
+    source_a = STEP_H * W * PIXEL
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if C % BLOCK_K == 0 or BATCH_ORDER or EVERY_I * EVERY_J > 1:
+        acc = sum_taps_fastest(
+            acc, source_row, weight, outside, column, filter,
+            taps_h, taps_w, source_a, STEP_W * PIXEL, TAP_H * S * TAP, TAP_W * TAP,
+            C, K, R * S, MOST_H, DGRAD, MASKED, OFFSET, PRECISION, ONE_BIT, HALF, BITS, BLOCK_N, BLOCK_K, LOOKAHEAD,
+        )  # fmt: skip
+    else:
+        acc = sum_flat(
+            acc, source_row, weight, outside, column, filter,
+            source_a, STEP_W * PIXEL, TAP_H * S * TAP, TAP_W * TAP,
+            C, K, R, S, DGRAD, MASKED, OFFSET, PRECISION, ONE_BIT, HALF, BITS, BLOCK_N, BLOCK_K, LOOKAHEAD,
+        )  # fmt: skip
+    finish(
+        acc, n, i * EVERY_I + phase_h, j * EVERY_J + phase_w, row_ok, column, group,
+        source, target, bias, alpha, H, W, P, Q, pad_h, pad_w,
+        C, K, R, S, GROUPS, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
+        DGRAD, BIAS, IDENTITY, ALPHA_STRIDE, RELU,
+    )  # fmt: skip
