@@ -307,21 +307,25 @@ _register_gradient("conv_dgrad", *_twin_gradient(_dgrad_twin))
 _register_gradient("conv_wgrad", *_twin_gradient(_wgrad_twin))
 
 
-@register_flop_formula(torch.ops.triton_dirac.conv2d)
-def _conv_flops(image_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
-    n, _, p, q = out_shape
+def _flops(output_shape, weight_shape) -> int:
+    n, _, p, q = output_shape
     k, c, r, s = weight_shape
     return 2 * n * p * q * k * c * r * s
 
 
+@register_flop_formula(torch.ops.triton_dirac.conv2d)
+def _conv_flops(image_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    return _flops(out_shape, weight_shape)
+
+
 @register_flop_formula(torch.ops.triton_dirac.conv_dgrad)
-def _dgrad_flops(grad_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
-    return _conv_flops(None, weight_shape, out_shape=grad_shape)
+def _dgrad_flops(grad_shape, weight_shape, *args, **kwargs) -> int:
+    return _flops(grad_shape, weight_shape)
 
 
 @register_flop_formula(torch.ops.triton_dirac.conv_wgrad)
-def _wgrad_flops(grad_shape, image_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
-    return _conv_flops(None, weight_shape, out_shape=grad_shape)
+def _wgrad_flops(grad_shape, image_shape, weight_shape, *args, **kwargs) -> int:
+    return _flops(grad_shape, weight_shape)
 
 
 def _autocast(device_type: str) -> Callable:

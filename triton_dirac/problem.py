@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,12 @@ class ConvProblem:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
-    @cached_property
+    @property
     def P(self) -> int:
         top, bottom, _, _ = self.padding
         return (self.H + top + bottom - self.dilation[0] * (self.R - 1) - 1) // self.stride[0] + 1
 
-    @cached_property
+    @property
     def Q(self) -> int:
         _, _, left, right = self.padding
         return (self.W + left + right - self.dilation[1] * (self.S - 1) - 1) // self.stride[1] + 1
