@@ -1,0 +1,96 @@
+"""From a trained convolution to the Dirac convolution with the same function, for fine-tuning."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
+
+from triton_dirac import torch_backend
+from triton_dirac.modules import DiracConv1d, DiracConv2d, DiracConv3d
+
+DIRAC_CONVS = (DiracConv1d, DiracConv2d, DiracConv3d)
+# dirac_weight divides by norms down to 1e-12 only: smaller filters than this are stored with norm 1.
+SMALL_NORM = 1e-6
+
+
+@torch.no_grad()
+def from_conv(
+    conv: _ConvNd, *, form: str = "split", backend: str = "auto"
+) -> DiracConv1d | DiracConv2d | DiracConv3d:
+    """The Dirac convolution with the function of a trained ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``.
+
+    weight = diag(alpha) * I + diag(beta) * W / ||W||, where alpha has the weight's entries on the identity,
+    W the rest of it and beta_k = ||W_k||: no other alpha makes ||W|| smaller, and a gradient step moves W as
+    far as it moved weight. A filter that is alpha times the identity, or zero, gets beta = 0 and a random W,
+    which beta can learn to use. Filters without an identity term get alpha = 1, which does nothing.
+
+    Sizes, stride, padding mode, groups, bias, dtype, device, memory format, training mode and requires_grad
+    are taken over; ``conv`` is not changed. form, backend: as ``dirac_conv2d``'s.
+
+    Raises:
+        TypeError: conv is not one of the three, overrides its forward, or is complex.
+        ValueError: conv is lazy and has not run yet, has forward hooks, or holds a filter that is not finite
+            or whose norm its dtype cannot hold.
+    """
+    name = type(conv).__name__
+    dirac = next((dirac for dirac in DIRAC_CONVS if isinstance(conv, dirac.torch_class)), None)
+    if dirac is None:
+        raise TypeError(f"conv must be an nn.Conv1d, nn.Conv2d or nn.Conv3d, got {name}")
+    if type(conv).forward is not dirac.torch_class.forward:
+        raise TypeError(f"conv must compute what nn.Conv{dirac.dims}d does, but {name} overrides forward")
+    if isinstance(conv.weight, UninitializedParameter):
+        raise ValueError(f"conv must have its sizes, but this {name} has not run yet")
+    if conv._forward_hooks or conv._forward_pre_hooks:
+        raise ValueError(
+            "conv must have no forward hooks: they may change its function and are not taken over"
+        )
+    alpha, beta, filters = _decompose(conv.weight, conv.groups)
+    layer = dirac(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.padding,
+        conv.dilation,
+        conv.bias is not None,
+        stride=conv.stride,
+        groups=conv.groups,
+        padding_mode=conv.padding_mode,
+        form=form,
+        backend=backend,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+    )
+    weight = torch.where(_rows(beta, filters) > 0, filters, layer.weight.double())
+    layer.weight = nn.Parameter(torch.empty_like(conv.weight).copy_(weight))  # in conv's memory format
+    layer.alpha.copy_(alpha)
+    layer.beta.copy_(beta)
+    for parameter in (layer.weight, layer.alpha, layer.beta):
+        parameter.requires_grad_(conv.weight.requires_grad)
+    if conv.bias is not None:
+        layer.bias = nn.Parameter(conv.bias.clone(), requires_grad=conv.bias.requires_grad)
+    return layer.train(conv.training)
+
+
+def _decompose(weight: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(alpha, beta, W) with weight = diag(alpha) * I + diag(beta) * W / ||W||, in float64; beta = ||W||."""
+    if not weight.is_floating_point():
+        raise TypeError(f"conv's weight must be floating-point, got {weight.dtype}")
+    filters, channels = weight.shape[:2]
+    rest = weight.to(torch.float64, copy=True)
+    entries = torch_backend.diagonal(rest, groups)
+    alpha = torch.ones(filters, dtype=rest.dtype, device=rest.device)
+    torch_backend.identity_rows(alpha, filters, channels, groups).copy_(entries)
+    entries.zero_()
+    beta = torch_backend.row_norms(rest)
+    if not weight.is_meta:
+        largest = torch.maximum(alpha.abs(), beta).max().item()
+        if not largest <= torch.finfo(weight.dtype).max:
+            raise ValueError(f"conv's filters must have norms that {weight.dtype} can hold, got {largest}")
+    small = (beta > 0) & (beta < SMALL_NORM)
+    return alpha, beta, rest / _rows(torch.where(small, beta, 1.0), rest)
+
+
+def _rows(per_filter: Tensor, filters: Tensor) -> Tensor:
+    return per_filter.view((-1,) + (1,) * (filters.dim() - 1))
