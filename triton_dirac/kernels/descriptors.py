@@ -1,0 +1,87 @@
+"""Small tables of addresses and sizes that a kernel reads, uploaded only when they change."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class _Entry:
+    table: Tensor
+    stream: Any
+    uploaded: Any  # event; None on a CPU
+
+
+class DescriptorTables:
+    """int64 tables by key, on their device; the ``capacity`` most recently used are kept.
+
+    A hit costs no copy, a miss one asynchronous copy from pinned memory: the host never waits for the device.
+    Nothing but integers is held, so a table keeps no parameter alive; keys must hold whatever the table's
+    content depends on.
+
+    CUDA graphs: a table that a capture uses is kept for good, because the graph holds its address. One that
+    has to be built in a capture is copied again at each replay, from pinned memory that is kept as well and
+    was set aside before, since allocating it while capturing is not allowed everywhere. Such a table is not
+    offered outside its graph: it is empty until the first replay.
+    """
+
+    def __init__(self, capacity: int = 32) -> None:
+        self._capacity = capacity
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._captured: list[Tensor] = []
+        self._spare: list[Tensor] = []
+
+    def get(self, key: Hashable, device: torch.device, words: Callable[[], Sequence[int]]) -> Tensor:
+        """The table of ``key`` on ``device``; ``words()`` gives its content where it is not there yet."""
+        if device.type != "cuda":
+            if key not in self._entries:
+                table = torch.tensor(words(), dtype=torch.int64, device=device)
+                self._remember(key, _Entry(table, None, None))
+            self._entries.move_to_end(key)
+            return self._entries[key].table
+        return self._get_cuda(key, device, words)
+
+    def _get_cuda(self, key: Hashable, device: torch.device, words: Callable[[], Sequence[int]]) -> Tensor:
+        capturing = torch.cuda.is_current_stream_capturing()
+        stream = torch.cuda.current_stream(device)
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries.move_to_end(key)
+            if capturing:
+                self._captured.append(entry.table)
+            elif stream != entry.stream:
+                stream.wait_event(entry.uploaded)
+                entry.table.record_stream(stream)
+            return entry.table
+        content = torch.tensor(words(), dtype=torch.int64)
+        if capturing:
+            pinned = self._pinned(content)
+            table = pinned.to(device, non_blocking=True)
+            self._captured += [pinned, table]
+            return table
+        table = content.pin_memory().to(device, non_blocking=True)
+        self._remember(key, _Entry(table, stream, stream.record_event()))
+        self._set_aside(content.numel())
+        return table
+
+    def _remember(self, key: Hashable, entry: _Entry) -> None:
+        self._entries[key] = entry
+        while len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
+
+    def _set_aside(self, words: int) -> None:
+        """Keep pinned memory for the two tables, of the sizes seen last, that a capture may have to build."""
+        self._spare = [s for s in self._spare if s.numel() != words][-3:]
+        self._spare.append(torch.empty(words, dtype=torch.int64, pin_memory=True))
+
+    def _pinned(self, content: Tensor) -> Tensor:
+        for index, spare in enumerate(self._spare):
+            if spare.numel() == content.numel():
+                return self._spare.pop(index).copy_(content)
+        return content.pin_memory()
