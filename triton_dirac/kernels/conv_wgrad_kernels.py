@@ -96,10 +96,10 @@ def wgrad_batch_kernel(
     tap_h = (tap // S) * dilation_h
     tap_w = (tap % S) * dilation_w
     tap_shift = (tap_h * W + tap_w) * C
-    first_p, count_p = _first_and_count(tap_h, pad_top, H, stride_h, P)
-    first_q, count_q = _first_and_count(tap_w, pad_left, W, stride_w, Q)
     if ONE_TAP:
-        start_p, end_p, start_q, end_q = first_p, first_p + count_p, first_q, first_q + count_q
+        start_p, count_p = _first_and_count(tap_h, pad_top, H, stride_h, P)
+        start_q, count_q = _first_and_count(tap_w, pad_left, W, stride_w, Q)
+        end_p, end_q = start_p + count_p, start_q + count_q
         column_offset = tap_shift + c
     else:
         start_p, end_p, start_q, end_q = 0, P, 0, Q
@@ -136,8 +136,8 @@ def wgrad_batch_kernel(
         x_pointer = x_tile + x_offset
         dy_pointer = dy_tile + dy_offset
         if PADDED and not ONE_TAP:
-            inside = tl.cast(p - first_p, tl.uint32) < tl.cast(count_p, tl.uint32)
-            inside &= tl.cast(q - first_q, tl.uint32) < tl.cast(count_q, tl.uint32)
+            inside = tl.cast(tap_h + (p * stride_h - pad_top), tl.uint32) < tl.cast(H, tl.uint32)
+            inside &= tl.cast(tap_w + (q * stride_w - pad_left), tl.uint32) < tl.cast(W, tl.uint32)
             inside = tl.max_constancy(inside, VECTOR_C)[None, :]
             if not EVEN:
                 inside = inside & (row < images)[:, None]
