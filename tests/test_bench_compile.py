@@ -179,6 +179,13 @@ def gemm(target: str) -> Job:
     return job("bench.compile.floors:plan_gemm", target, config=config, masked=False)
 
 
+def peer(name: str, **arguments) -> Job:
+    """Of a problem with many steps: loops of constant length are unrolled if they are short."""
+    config = dataclasses.asdict(Config(64, 64, 32, 4, 2))
+    found = job(f"bench.compile.peers:plan_{name}", config=config, **arguments)
+    return dataclasses.replace(found, problem=dataclasses.replace(PROBLEM, C=512))
+
+
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     """Everything that is compiled here, in one run of one worker."""
@@ -187,6 +194,7 @@ def rows() -> list[dict]:
             *(gemm("cuda:80"), gemm("cuda:90"), gemm("hip:gfx942")),
             *(probe("wrong"), probe("crash"), probe("spilling")),
             *(probe("copy"), probe("copy", n=7), probe("copy", n=32)),
+            *(peer("inductor"), peer("flag_gems", layout="NHWC")),
         ],
         workers=1,
         timeout=60,
@@ -224,10 +232,20 @@ def test_spills_are_reported(rows):
 
 
 def test_equal_specialisations_are_compiled_once(rows):
-    divisible, odd, also_divisible = rows[6:]
+    divisible, odd, also_divisible = rows[6:9]
     assert divisible["key"] == also_divisible["key"] != odd["key"]
     assert divisible["compile_seconds"] == also_divisible["compile_seconds"]
-    assert [same for row, same in distinct_rows(rows[6:])] == [2, 1]
+    assert [same for row, same in distinct_rows(rows[6:9])] == [2, 1]
+
+
+@pytest.mark.parametrize("index", [9, 10])
+def test_peers_are_read_from_their_packages(rows, index):
+    row = rows[index]
+    if row["error"] and "NotInstalled" in row["error"]:
+        assert row["registers"] is None
+        pytest.skip(row["error"])
+    assert (row["ok"], row["mma"], row["loops_with_mma"]) == (True, "mma.sync", 1)
+    assert row["loop_instructions_per_mma"] > rows[0]["loop_instructions_per_mma"]
 
 
 def test_hanging_compiler_is_stopped_and_the_next_kernel_compiled():

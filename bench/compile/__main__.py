@@ -13,7 +13,7 @@ from bench.layers import NETS, Layer, layers
 from triton_dirac.tuning.targets import TARGETS
 
 from . import loops
-from .jobs import KERNELS, Job, jobs_of_layer
+from .jobs import KERNELS, PEERS, Job, jobs_of_layer
 from .run import rows_of
 from .table import console, print_rows, write_json
 
@@ -33,9 +33,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     every = "every layer in every dtype, not only each net's stem and the Dirac layer with the most work"
     parser.add_argument("--all", action="store_true", help=every)
     parser.add_argument("--loops", action="store_true", help="main loops at equal tiles, beside a plain GEMM")
-    parser.add_argument(
-        "--peers", action="store_true", help="add other projects' kernels (they are in --loops)"
-    )
+    parser.add_argument("--peers", action="store_true", help="add other projects' kernels (--loops has them)")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one kernel")
@@ -46,7 +44,8 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
     """The jobs of the kernel table."""
     targets = split(options.targets) or list(TARGETS)
     nets = split(options.nets) or list(NETS)
-    kernels = [k for k in KERNELS if any(part in k for part in split(options.kernels) or [""])]
+    kernels = [name for name in KERNELS if any(part in name for part in split(options.kernels) or [""])]
+    kernels += PEERS if options.peers else ()
     jobs = []
     for net in nets:
         wanted = split(options.layers)
@@ -62,7 +61,7 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
                 if options.all or options.dtypes or is_default(job, nets[0], some[-1].name)
             ]
     jobs = list({(job.kernel, job.net, job.layer, job.dtype, job.target): job for job in jobs}.values())
-    return sorted(jobs, key=lambda job: (targets.index(job.target), list(KERNELS).index(job.kernel)))
+    return sorted(jobs, key=lambda job: (targets.index(job.target), kernels.index(job.kernel)))
 
 
 def is_default(job: Job, first_net: str, last_layer: str) -> bool:

@@ -54,6 +54,12 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "weight_prep_multi": ("bench.compile.plans:prep_multi", {"backward": False}),
     "weight_prep_multi backward": ("bench.compile.plans:prep_multi", {"backward": True}),
 }
+# Other projects' kernels.
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Inductor template": ("bench.compile.peers:plan_inductor", {}),
+    "FlagGems NHWC": ("bench.compile.peers:plan_flag_gems", {"layout": "NHWC"}),
+    "FlagGems NCHW": ("bench.compile.peers:plan_flag_gems", {"layout": "NCHW"}),
+}
 
 
 def jobs_of_layer(layer: Layer, kernels: Sequence[str], dtype: str, target: str) -> list[Job]:
@@ -64,7 +70,7 @@ def jobs_of_layer(layer: Layer, kernels: Sequence[str], dtype: str, target: str)
     """
     jobs = []
     for kernel in kernels:
-        planner, arguments = KERNELS[kernel]
+        planner, arguments = (KERNELS | PEERS)[kernel]
         problem, name = layer.problem, layer.name
         if kernel.startswith("weight_prep") and not (layer.dirac and dtype != "tf32"):
             continue

@@ -18,7 +18,7 @@ from bench.layers import Layer
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning.config import Config
 
-from .jobs import KERNELS, Job
+from .jobs import KERNELS, PEERS, Job
 
 FLOOR = "GEMM, no masks"
 TILES = (
@@ -36,11 +36,6 @@ DTYPES = ("float16", "bfloat16")
 GEMMS: dict[str, tuple[str, dict[str, Any]]] = {
     FLOOR: ("bench.compile.floors:plan_gemm", {"masked": False}),
     "GEMM, masks": ("bench.compile.floors:plan_gemm", {"masked": True}),
-}
-PEERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Inductor template": ("bench.compile.peers:plan_inductor", {}),
-    "FlagGems NHWC": ("bench.compile.peers:plan_flag_gems", {"layout": "NHWC"}),
-    "FlagGems NCHW": ("bench.compile.peers:plan_flag_gems", {"layout": "NCHW"}),
 }
 CONVOLUTIONS = {name: planner for name, planner in KERNELS.items() if "gather" in name or "tile" in name}
 CONVOLUTIONS["conv_wgrad"] = KERNELS["conv_wgrad"]
@@ -103,7 +98,7 @@ def _cell(row: dict[str, Any]) -> str:
         return "not installed" if "NotInstalled" in (row["error"] or "") else "failed"
     notes = [f"{row['loop_instructions_per_mma']:.2f} ({row['ratio_to_floor']:.2f}x)"]
     notes += ["TMA"] if row["tma"] else []
-    notes += [f"{row['spills']} spills"] if row["spills"] else []
+    notes += [f"{row['spills']}B spilled, {row['loop_spill_accesses']} in loop"] if row["spills"] else []
     notes += [f"{row['loops_with_mma']} loops"] if row["loops_with_mma"] != 1 else []
     notes += [] if row["ok"] else ["does not fit"]
     return " ".join(notes)

@@ -1,6 +1,7 @@
 """Other people's convolution kernels, read when asked for from their installed packages; none is kept here.
 
-A package that is absent raises NotInstalled, which the table shows as a row and not as a failure.
+Their tile is the job's config, else our fprop's default. A package that is absent raises NotInstalled, which
+the table shows as a row.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import triton
 
 from triton_dirac.kernels.launch import Launch
 from triton_dirac.problem import ConvProblem
+from triton_dirac.tuning import fprop as fprop_tuning
 from triton_dirac.tuning.config import Config
 
 from .jobs import Job
+from .plans import config_of
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="triton-dirac-peers-")  # the JIT reads its source from a file
 
@@ -34,7 +37,7 @@ def plan_inductor(job: Job) -> tuple[str, list[Launch]]:
         from torch._inductor.kernel.conv import conv2d_template
     except ImportError as error:
         raise NotInstalled(f"torch {torch.__version__} has no convolution template") from error
-    p, config = job.problem, Config(**job.arguments["config"])
+    p, config = job.problem, config_of(job, fprop_tuning.default)
     x, w, y = _tensors(job)
     shapes, tensors = {"X": x.shape, "W": w.shape, None: y.shape}, {"X": x, "W": w}
     constants = {
@@ -62,7 +65,7 @@ def plan_inductor(job: Job) -> tuple[str, list[Launch]]:
 
 def plan_flag_gems(job: Job) -> tuple[str, list[Launch]]:
     """FlagGems' forward kernel; argument "layout" is "NHWC" (channels-last strides) or "NCHW" (its own)."""
-    p, config = job.problem, Config(**job.arguments["config"])
+    p, config = job.problem, config_of(job, fprop_tuning.default)
     x, w, y = _tensors(job, channels_last=job.arguments["layout"] == "NHWC")
     bias = torch.empty(p.K, dtype=x.dtype, device="meta")
     kernel = _flag_gems("conv2d.py", "conv2d_forward_kernel")

@@ -74,7 +74,7 @@ def direct(job: Job) -> tuple[str, list[Launch]]:
 
 
 def prep(job: Job) -> tuple[str, list[Launch]]:
-    """One layer's weight preparation for the split form: float32 OIHW -> the job's dtype, OHWI; or backward."""
+    """One layer's weights for the split form, float32 OIHW -> the job's dtype, OHWI; or the backward."""
     shape, groups = job.problem.weight_shape, job.problem.groups
     per_filter = torch.empty(shape[0], device="meta")
     weight, prepared = torch.empty(shape, device="meta"), empty(shape, dtype_of(job))
