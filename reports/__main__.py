@@ -18,9 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Read, compare, write; prints the headline and where the page is."""
     options = _parser().parse_args(arguments)
     try:
-        report = page.build(
-            load(options.files), baselines=dict(options.baseline), margin=options.margin / 100
-        )
+        report = page.build(load(options.files), baselines=dict(options.baseline), margin=options.margin / 100)
         overview = _overview(report, options.overview)
     except ReportError as error:
         print(f"reports: {error}", file=sys.stderr)

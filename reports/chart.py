@@ -119,10 +119,7 @@ def _draw(charts: Sequence[Chart], narrow: bool) -> Figure:
     width = 3.75 if narrow else 7.6
     left, right = (0.12, 0.62) if narrow else (2.15, 0.75)
     step, foot = (0.44, 1.3) if narrow else (0.25, 0.92)
-    blocks = [
-        sum((0.34 if heading else 0.08) + step * len(rows) for heading, rows in chart.groups)
-        for chart in charts
-    ]
+    blocks = [sum((0.34 if heading else 0.08) + step * len(rows) for heading, rows in chart.groups) for chart in charts]
     heads = [_head(chart, narrow) for chart in charts]
     total = sum(blocks) + sum(heads) + foot * len(charts)
     figure, top = Figure(figsize=(width, total)), total
@@ -220,9 +217,7 @@ def _legend(figure: Figure, chart: Chart, narrow: bool, bottom: float) -> None:
     for kind in (kind for kind in MARKS if kind in used):
         marker, colour, filled = MARKS[kind]
         face = colour if filled else PAPER
-        handles.append(
-            Line2D([], [], label=kind, marker=marker, ls="", ms=5, color=colour, mfc=face, mec=colour)
-        )
+        handles.append(Line2D([], [], label=kind, marker=marker, ls="", ms=5, color=colour, mfc=face, mec=colour))
     if chart.bar:
         handles.append(Line2D([], [], color=INK, marker="|", ms=8, mew=2, ls="", label=chart.bar))
     figure.legend(

@@ -60,9 +60,7 @@ def median(samples: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
     return Estimate(value, float(ordered[k - 1]), float(ordered[n - k]))
 
 
-def ratio_of_medians(
-    numerator: np.ndarray, denominator: np.ndarray, confidence: float = CONFIDENCE
-) -> Estimate:
+def ratio_of_medians(numerator: np.ndarray, denominator: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
     """median(numerator) / median(denominator), the two sets of samples drawn independently."""
     value = float(np.median(numerator) / np.median(denominator))
     if min(len(numerator), len(denominator)) < FEWEST_SAMPLES:

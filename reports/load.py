@@ -79,9 +79,7 @@ def load(paths: Iterable[Path]) -> Results:
             rows.setdefault(name, []).extend({**row, "run": run} for row in part)
         environment = content.get("environment") or {}
         if not isinstance(environment, Mapping):
-            raise ReportError(
-                f"{path}: `environment` is a {type(environment).__name__}; accepted is an object"
-            )
+            raise ReportError(f"{path}: `environment` is a {type(environment).__name__}; accepted is an object")
         runs.append({"file": path.name, "kind": kind, "environment": dict(environment)})
     if not runs:
         raise ReportError(f"no file given; {ACCEPTED}")

@@ -11,7 +11,7 @@ import pandas as pd
 from reports import chart, figures, tables, verdict
 from reports.load import Results
 
-EXTREMES = 8  # how many of the largest wins and losses are named; as many of one as of the other
+EXTREMES = 8  # how many of the largest wins and of the largest losses are named
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Report:
     groups: pd.DataFrame  # per run, suite, pass, net, dtype and contender
     accuracy: pd.DataFrame
     compiled: pd.DataFrame
+    broken: pd.DataFrame  # kernels that do not compile or spill
     not_run: pd.DataFrame
     margin: float
 
@@ -40,6 +41,7 @@ def build(
         verdict.summarise(comparisons, verdict.GROUP, margin=margin),
         tables.accuracy(results),
         tables.compiled(results),
+        tables.broken(results),
         tables.not_run(results),
         margin,
     )
@@ -69,9 +71,7 @@ def charts(report: Report) -> dict[str, list[chart.Chart]]:
     floors = figures.loops(report.results.loops, _counted(report))
     drawn["loops"] = [floors] if floors else []
     for number, ((_, suite), part) in enumerate(_by_suite(report.comparisons)):
-        headed = [
-            (" · ".join(filter(None, key)), of) for key, of in part.groupby(["pass", "dtype"], sort=False)
-        ]
+        headed = [(" · ".join(filter(None, key)), of) for key, of in part.groupby(["pass", "dtype"], sort=False)]
         one = figures.speed(headed, measured(report, *part[["run", "device", "clock", "label"]].iloc[0]))
         stem = "".join(letter if letter.isalnum() else "-" for letter in str(suite)).strip("-") or "suite"
         drawn[f"speed-{number + 1}-{stem}"] = [one] if one else []
@@ -129,36 +129,27 @@ def extremes(report: Report) -> dict[str, Any]:
 
 def kernels(report: Report) -> list[dict[str, Any]]:
     """For each kernel: a matrix of layers by targets, in each cell what was compiled there."""
-    return [
-        _matrix(part, ["net", "layer", "dtype"], "target")
-        for _, part in _each(report.results.compiled, "kernel")
-    ]
+    return [_matrix(part, ["net", "layer", "dtype"], "target") for _, part in _each(report.results.compiled, "kernel")]
 
 
 def loops(report: Report) -> list[dict[str, Any]]:
     """For each target: a matrix of kernels and layers by tiles."""
-    return [
-        _matrix(part, ["kernel", "layer", "dtype"], "tile")
-        for _, part in _each(report.results.loops, "target")
-    ]
+    return [_matrix(part, ["kernel", "layer", "dtype"], "tile") for _, part in _each(report.results.loops, "target")]
 
 
-def failures(report: Report) -> dict[str, list[dict[str, Any]]]:
-    """Every failed check and every kernel that does not compile or spills, one by one."""
-    checked, compiled = tables.with_error_ratios(report.results), report.results.compiled
-    wrong = checked[~checked["passed"]]
+def failed_checks(report: Report) -> list[dict[str, Any]]:
+    """Every failed comparison with float64, the worst first."""
+    checked = tables.with_error_ratios(report.results)
+    wrong = checked[~checked["passed"]].sort_values("over_torch", ascending=False, na_position="first")
     wrong = wrong.assign(checked=[tables.describe_problem(problem) for problem in wrong["problem"]])
-    bad = compiled[~compiled["ok"] | (compiled["spills"] > 0)]
-    return {"accuracy": wrong.to_dict("records"), "compiled": bad.to_dict("records")}
+    return wrong.to_dict("records")
 
 
 def unchecked(report: Report) -> int:
     """How many timed results have no comparison with float64 beside them."""
     keys = ["run", "suite", "pass", "net", "layer", "dtype", "contender"]
     checked = set(report.results.accuracy[keys].itertuples(index=False, name=None))
-    return sum(
-        place not in checked for place in report.results.benchmarks[keys].itertuples(index=False, name=None)
-    )
+    return sum(place not in checked for place in report.results.benchmarks[keys].itertuples(index=False, name=None))
 
 
 def measured(report: Report, run: float, device: str, clock: str, label: str) -> str:
@@ -188,13 +179,11 @@ def _why_not(report: Report) -> str:
     """The commonest reason for which our own kernels have no time."""
     left_out = report.results.not_run
     ours = left_out[[verdict.is_ours(name) for name in left_out["contender"]]]
-    return (
-        f"Triton kernels not timed: {ours['reason'].value_counts(sort=False).idxmax()}." if len(ours) else ""
-    )
+    return f"Triton kernels not timed: {ours['reason'].value_counts(sort=False).idxmax()}." if len(ours) else ""
 
 
 def _accuracy(report: Report) -> str:
-    checks, failed = len(report.results.accuracy), len(failures(report)["accuracy"])
+    checks, failed = len(report.results.accuracy), int((~report.results.accuracy["passed"]).sum())
     if not checks:
         return "No result was compared with float64."
     if failed:

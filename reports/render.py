@@ -50,7 +50,8 @@ def render(report: page.Report) -> dict[str, str]:
         "extremes": page.extremes(report),
         "suites": page.suites(report),
         "accuracy": _records(report.accuracy),
-        "failures": page.failures(report),
+        "failed_checks": page.failed_checks(report),
+        "broken": _records(report.broken),
         "unchecked": page.unchecked(report),
         "compiled": _records(report.compiled),
         "kernels": page.kernels(report),
@@ -92,9 +93,7 @@ def csv(report: page.Report) -> dict[str, str]:
         "loops": results.loops,
         "not_run": results.not_run,
     }
-    return {
-        name: _whole_runs(frame).to_csv(index=False, lineterminator="\n") for name, frame in frames.items()
-    }
+    return {name: _whole_runs(frame).to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
 
 
 def write(files: Mapping[str, str | bytes], directory: Path) -> None:
@@ -178,7 +177,5 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _whole_runs(frame: pd.DataFrame) -> pd.DataFrame:
     """Indices and counts as whole numbers; everything else as it is."""
-    whole = {
-        name: "Int64" for name in ("run", "count", "samples", "batch", "published_batch") if name in frame
-    }
+    whole = {name: "Int64" for name in ("run", "count", "samples", "batch", "published_batch") if name in frame}
     return frame.astype(whole)

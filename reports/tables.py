@@ -95,21 +95,35 @@ def compiled(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COMPILED)
 
 
+def broken(results: Results) -> pd.DataFrame:
+    """Kernels that do not compile or spill, alike ones in one row: why, on which targets, for which layers."""
+    rows = []
+    frame = results.compiled[~results.compiled["ok"] | (results.compiled["spills"] > 0)]
+    why = [
+        (error or "no reason stated") if not ok else "spills"
+        for ok, error in zip(frame["ok"], frame["error"], strict=True)
+    ]
+    frame = frame.assign(why=why, kind=[re.sub(NUMBERS, "#", reason) for reason in why])
+    for (run, kernel, _), part in frame.groupby(["run", "kernel", "kind"], sort=False):
+        spills = extent(part["spills"])
+        reason = f"spills {spills}" if part["why"].iloc[0] == "spills" else part["why"].iloc[0]
+        kinds = {name: _listed(part[name]) for name in ("target", "layer", "dtype", "config")}
+        rows.append({"run": run, "kernel": kernel, "kernels": len(part), "reason": reason} | kinds)
+    return pd.DataFrame(rows, columns=["run", "kernel", "kernels", "reason", "target", "layer", "dtype", "config"])
+
+
 def not_run(results: Results) -> pd.DataFrame:
     """One row for each reason: how many were left out, and which kinds of them.
 
     Reasons that differ only in their numbers are one reason; the first of them is shown.
     """
     rows = []
-    frame = results.not_run.assign(
-        kind=[re.sub(NUMBERS, "#", reason) for reason in results.not_run["reason"]]
-    )
+    frame = results.not_run.assign(kind=[re.sub(NUMBERS, "#", reason) for reason in results.not_run["reason"]])
     for (run, _), part in frame.groupby(["run", "kind"], sort=False):
         kinds = {name: _listed(part[name]) for name in KINDS}
         others = part["reason"].nunique() - 1
         rows.append(
-            {"run": run, "reason": part["reason"].iloc[0], "left_out": len(part), "other_numbers": others}
-            | kinds
+            {"run": run, "reason": part["reason"].iloc[0], "left_out": len(part), "other_numbers": others} | kinds
         )
     rows.sort(key=lambda row: -row["left_out"])
     return pd.DataFrame(rows, columns=["run", "reason", "left_out", "other_numbers", *KINDS])
@@ -121,24 +135,16 @@ def environments(results: Results) -> list[dict[str, Any]]:
     for index, run in enumerate(results.runs):
         stated = run["environment"]
         known = [
-            (title, _plain(stated[key]))
-            for key, title in ENVIRONMENT.items()
-            if stated.get(key) not in (None, "")
+            (title, _plain(stated[key])) for key, title in ENVIRONMENT.items() if stated.get(key) not in (None, "")
         ]
         if run["kind"] == "results" and "gpu" in stated and not stated["gpu"]:
             known.insert(0, ("GPU", "none"))
         known += _batches(results, index)
         clocks = _clocks(stated)
-        known += [
-            (f"{_titled(name)}, before → after", f"{before:g} → {after:g}") for name, before, after in clocks
-        ]
-        more = {
-            key: value for key, value in stated.items() if key not in ENVIRONMENT.keys() | SHOWN_ELSEWHERE
-        }
+        known += [(f"{_titled(name)}, before → after", f"{before:g} → {after:g}") for name, before, after in clocks]
+        more = {key: value for key, value in stated.items() if key not in ENVIRONMENT.keys() | SHOWN_ELSEWHERE}
         known += [(_titled(key), _plain(value)) for key, value in more.items() if value is not None]
-        found.append(
-            {"file": run["file"], "kind": run["kind"], "known": known, "wary": _wary(stated, clocks)}
-        )
+        found.append({"file": run["file"], "kind": run["kind"], "known": known, "wary": _wary(stated, clocks)})
     return found
 
 
@@ -190,15 +196,11 @@ def _batches(results: Results, run: int) -> list[tuple[str, str]]:
     for net, problem, stated in zip(frame["net"], frame["problem"], frame["published_batch"], strict=True):
         if isinstance(problem, Mapping) and _is_number(problem.get("N")):
             batches.setdefault(net or "unnamed net", set()).add(int(problem["N"]))
-            published.setdefault(net or "unnamed net", set()).update(
-                [] if np.isnan(stated) else [int(stated)]
-            )
+            published.setdefault(net or "unnamed net", set()).update([] if np.isnan(stated) else [int(stated)])
     said = []
     for net, timed in batches.items():
         other = ", ".join(str(batch) for batch in sorted(published[net] - timed))
-        said.append(
-            f"{net}: {', '.join(map(str, sorted(timed)))}" + (f" (published: {other})" if other else "")
-        )
+        said.append(f"{net}: {', '.join(map(str, sorted(timed)))}" + (f" (published: {other})" if other else ""))
     return [("Batch as timed", "; ".join(said))] if said else []
 
 
@@ -209,9 +211,7 @@ def _listed(values: pd.Series) -> str:
 def _size(problem: Any) -> float:
     if not isinstance(problem, Mapping):
         return -1.0
-    return float(
-        np.prod([problem[key] for key in ("N", "C", "H", "W", "K") if _is_number(problem.get(key))] or [0])
-    )
+    return float(np.prod([problem[key] for key in ("N", "C", "H", "W", "K") if _is_number(problem.get(key))] or [0]))
 
 
 def _titled(name: str) -> str:

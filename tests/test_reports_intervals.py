@@ -16,7 +16,7 @@ def test_median_weights_are_the_bootstrap_distribution_of_the_median():
         np.testing.assert_allclose(weights, weights[::-1], atol=1e-15)
 
 
-@pytest.mark.parametrize(("n", "rank"), [(5, 1), (8, 1), (9, 2), (20, 6), (100, 40)])
+@pytest.mark.parametrize("n, rank", [(5, 1), (8, 1), (9, 2), (20, 6), (100, 40)])
 def test_interval_of_a_median_is_the_textbook_pair_of_order_statistics(n, rank):
     estimate = intervals.median(np.arange(1.0, n + 1)[::-1])
     assert (estimate.value, estimate.low, estimate.high) == ((n + 1) / 2, rank, n + 1 - rank)
@@ -57,9 +57,7 @@ def test_ratio_interval_turns_over_with_its_arguments():
     rng = np.random.default_rng(2)
     one, other = rng.lognormal(0, 0.1, (2, 11))
     ratio, inverse = intervals.ratio_of_medians(one, other), intervals.ratio_of_medians(other, one)
-    assert (1 / inverse.value, 1 / inverse.high, 1 / inverse.low) == pytest.approx(
-        (ratio.value, ratio.low, ratio.high)
-    )
+    assert (1 / inverse.value, 1 / inverse.high, 1 / inverse.low) == pytest.approx((ratio.value, ratio.low, ratio.high))
 
 
 def test_many_samples_cost_little():

@@ -21,7 +21,7 @@ def refused(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    "content, expected",
     [
         ("", "empty file"),
         ("{", "not JSON"),

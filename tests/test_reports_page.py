@@ -132,8 +132,8 @@ def test_every_figure_says_how_its_numbers_were_obtained(cpu):
 def test_compiled_failures_and_spills_are_listed(cpu):
     text = Page((cpu / "index.html").read_text()).text
     assert "Fails or spills: 7" in text
-    assert "does not compile: OutOfResources" in text
-    assert "spills: 48" in text
+    assert "OutOfResources: shared memory" in text
+    assert "spills 48" in text
     assert "287 of 288 kernels compile for 6 GPU targets, 6 with spills." in text
 
 
@@ -284,12 +284,10 @@ def test_by_default_the_report_stands_beside_the_first_file(tmp_path, small):
     file = tmp_path / "results.json"
     file.write_text(json.dumps(small))
     assert main([str(file)]) == 0
-    assert {"index.html", "summary.md", "tables", "figures", "results.json"} == {
-        f.name for f in tmp_path.iterdir()
-    }
+    assert {"index.html", "summary.md", "tables", "figures", "results.json"} == {f.name for f in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize(("suffix", "magic"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
+@pytest.mark.parametrize("suffix, magic", [("svg", b"<?xml"), ("png", b"\x89PNG")])
 def test_the_overview_picture(tmp_path, small, suffix, magic):
     picture = tmp_path / "docs" / f"overview.{suffix}"
     made(tmp_path, small, options=["--overview", str(picture)])
@@ -336,13 +334,11 @@ def test_reports_knows_nothing_of_what_it_reports_on():
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.partition(".")[0] for name in names} & {"bench", "triton_dirac", "torch"}, (
-                file.name
-            )
+            assert not {name.partition(".")[0] for name in names} & {"bench", "triton_dirac", "torch"}, file.name
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
+    "value, expected",
     [
         (1.5, "1.50 s"),
         (0.0123, "12.3 ms"),

@@ -24,7 +24,7 @@ def compare(found, **options):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"),
+    "low, high, expected",
     [
         (1.04, 1.5, "faster"),
         (1.02, 1.5, "ambiguous"),
@@ -101,7 +101,7 @@ def test_a_wrong_baseline_is_no_baseline(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("suite", "contenders", "expected"),
+    "suite, contenders, expected",
     [
         ("conv", ["torch", "cudnn", "triton"], "cudnn"),
         ("conv", ["torch-nchw", "torch"], "torch"),
