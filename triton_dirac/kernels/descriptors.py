@@ -61,11 +61,11 @@ class DescriptorTables:
             return entry.table
         content = torch.tensor(words(), dtype=torch.int64)
         if capturing:
-            pinned = self._pinned(content)
-            table = pinned.to(device, non_blocking=True)
+            pinned = self._take_spare(content.numel()).copy_(content)
+            table = self._upload(pinned, device)
             self._captured += [pinned, table]
             return table
-        table = content.pin_memory().to(device, non_blocking=True)
+        table = self._upload(self._pinned(content.numel()).copy_(content), device)
         self._remember(key, _Entry(table, stream, stream.record_event()))
         self._set_aside(content.numel())
         return table
@@ -76,12 +76,20 @@ class DescriptorTables:
             self._entries.popitem(last=False)
 
     def _set_aside(self, words: int) -> None:
-        """Keep pinned memory for the two tables, of the sizes seen last, that a capture may have to build."""
-        self._spare = [s for s in self._spare if s.numel() != words][-3:]
-        self._spare.append(torch.empty(words, dtype=torch.int64, pin_memory=True))
+        """Keep pinned memory for a table of each of the sizes seen last, should a capture have to build one."""
+        if all(spare.numel() != words for spare in self._spare):
+            self._spare = [*self._spare[-3:], self._pinned(words)]
 
-    def _pinned(self, content: Tensor) -> Tensor:
+    def _take_spare(self, words: int) -> Tensor:
         for index, spare in enumerate(self._spare):
-            if spare.numel() == content.numel():
-                return self._spare.pop(index).copy_(content)
-        return content.pin_memory()
+            if spare.numel() == words:
+                return self._spare.pop(index)
+        return self._pinned(words)
+
+    @staticmethod
+    def _pinned(words: int) -> Tensor:
+        return torch.empty(words, dtype=torch.int64, pin_memory=True)
+
+    @staticmethod
+    def _upload(pinned: Tensor, device: torch.device) -> Tensor:
+        return pinned.to(device, non_blocking=True)

@@ -27,9 +27,12 @@ from triton_dirac.kernels.weight_prep_rows import backward_rows, prepare_rows
 # The same for every launch, so that a row is summed in the same order, to the same bits, however many rows
 # and layers share its launch. More than one at any rate: change_layout.
 NUM_WARPS = 8
+# Nor may a compiler contract products and sums in one launch and not in another.
+OPTIONS = {"num_warps": NUM_WARPS, "enable_fp_fusion": False}
 # Longest row that is kept in registers, 32 elements a thread, of 32 bits and of 64 (backward keeps two such
 # rows). Longer rows are read a second time.
 LONGEST_ROW = {4: 8192, 8: 4096}
+LEAST_BLOCK = 32  # columns: bounds the rows of a tile, of which each thread keeps alpha, beta, norm, ...
 # Least elements of a tile: 8 a thread, one 16-byte vector of the narrowest dtype.
 LEAST_TILE = 2048
 
@@ -105,7 +108,7 @@ class RowTile:
         align = math.gcd(length, 16)
         if length > longest:
             return cls(1, longest, True, align)
-        block = triton.next_power_of_2(length)
+        block = max(LEAST_BLOCK, triton.next_power_of_2(length))
         return cls(max(1, min(least, longest) // block), block, False, align)
 
     @property
@@ -203,7 +206,7 @@ def _launch(
     kernel: Any, tensors: dict[str, Tensor], filters: Filters, tile: RowTile, constexprs: dict[str, Any]
 ) -> Launch:
     grid = (triton.cdiv(filters.filters, tile.rows),)
-    return Launch(kernel, grid, {**tensors, **vars(filters)}, constexprs, {"num_warps": NUM_WARPS})
+    return Launch(kernel, grid, {**tensors, **vars(filters)}, constexprs, OPTIONS)
 
 
 def weight_prep(
@@ -252,8 +255,7 @@ def weight_prep_backward(
     grad, weight, beta = dense(grad), dense(weight), beta.contiguous()
     dweight = torch.empty_like(weight)
     dalpha, dbeta = (
-        norm.new_empty(norm.shape, dtype=p.dtype if p.numel() == norm.numel() else norm.dtype)
-        for p in (alpha, beta)
+        norm.new_empty(norm.shape, dtype=p.dtype if p.numel() == norm.numel() else norm.dtype) for p in (alpha, beta)
     )
     for launch in plan_weight_prep_backward(
         grad, weight, beta, norm, dweight, dalpha, dbeta, eps=eps, identity=identity, groups=groups

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from triton_dirac.kernels.descriptors import DescriptorTables
 from triton_dirac.kernels.launch import Launch
-from triton_dirac.kernels.weight_prep import NUM_WARPS, dense, is_channels_last, shared_sum
+from triton_dirac.kernels.weight_prep import OPTIONS, dense, is_channels_last, shared_sum
 from triton_dirac.kernels.weight_prep_layers import LayerSpec, LayersPlan
 from triton_dirac.kernels.weight_prep_rows import backward_rows, prepare_rows
 
@@ -156,7 +156,7 @@ def plan_weight_prep_multi(
     eps: float = 1e-12,
     identity: bool = True,
     dtype: torch.dtype | None = None,
-    channels_last: bool = False,
+    channels_last: bool | None = False,
     groups: int | Sequence[int] = 1,
     tables: DescriptorTables = _SHARED_TABLES,
 ) -> tuple[list[Launch], list[Tensor], Tensor]:
@@ -166,12 +166,13 @@ def plan_weight_prep_multi(
     if not layers:
         return [], [], torch.empty(0, dtype=torch.uint8)
     device = layers[0][0].device
-    others = [(dtype or w.dtype, channels_last and _two_layouts(w), 0) for w, _, _ in layers]
+    lasts = [is_channels_last(w) if channels_last is None else channels_last for w, _, _ in layers]
+    others = [(dtype or w.dtype, last and _two_layouts(w), 0) for (w, _, _), last in zip(layers, lasts, strict=True)]
     plan, table, tiles = _prepared(layers, others, groups, False, tables)
     out, norms = plan.out.empty(device), plan.norms.empty(device)
     args = {"table_ptr": table, "tiles_ptr": tiles, "out_ptr": out, "norm_ptr": norms}
     constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": plan.kinds}
-    launch = Launch(weight_prep_multi_kernel, (len(plan.tiles),), args, constexprs, {"num_warps": NUM_WARPS})
+    launch = Launch(weight_prep_multi_kernel, (len(plan.tiles),), args, constexprs, OPTIONS)
     return [launch], plan.out.views(out), norms
 
 
@@ -196,9 +197,7 @@ def plan_weight_prep_multi_backward(
     args = {"table_ptr": table, "tiles_ptr": tiles, "norm_ptr": norms}
     args |= {"dweight_ptr": dweight, "drows_ptr": drows}
     constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": plan.kinds}
-    launch = Launch(
-        weight_prep_multi_backward_kernel, (len(plan.tiles),), args, constexprs, {"num_warps": NUM_WARPS}
-    )
+    launch = Launch(weight_prep_multi_backward_kernel, (len(plan.tiles),), args, constexprs, OPTIONS)
     return [launch], plan.out.views(dweight), plan.rows.views(drows)
 
 
@@ -208,13 +207,14 @@ def weight_prep_multi(
     eps: float = 1e-12,
     identity: bool = True,
     dtype: torch.dtype | None = None,
-    channels_last: bool = False,
+    channels_last: bool | None = False,
     groups: int | Sequence[int] = 1,
     tables: DescriptorTables = _SHARED_TABLES,
 ) -> tuple[list[Tensor], Tensor]:
     """(outs, norms) of ``weight_prep`` for all layers (weight, alpha, beta) in one launch, on one device.
 
-    Shapes, window dimensions and dtypes may be mixed; ``groups`` is one number or one for each layer. outs
+    Shapes, window dimensions and dtypes may be mixed; ``groups`` is one number or one for each layer, and
+    ``channels_last`` None keeps each weight's layout. outs
     are views of one allocation. norms: bytes, for ``weight_prep_multi_backward`` only.
     """
     launches, outs, norms = plan_weight_prep_multi(

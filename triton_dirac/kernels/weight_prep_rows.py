@@ -127,6 +127,14 @@ def row_length(channels, taps, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def narrow(values, DTYPE: tl.constexpr):
+    """Cast to DTYPE; from float64 to 16 bits by way of float32, which Triton's interpreter needs."""
+    if values.dtype.is_fp64() and DTYPE.primitive_bitwidth == 16:
+        values = values.to(tl.float32)
+    return values.to(DTYPE)
+
+
+@triton.jit
 def prepare_rows(
     weight_ptr, alpha_ptr, beta_ptr, out_ptr, norm_ptr,
     first_row, filters, channels, taps, centre, per_group,
@@ -163,7 +171,7 @@ def prepare_rows(
             scaled = beta * (tl.load(weight_ptr + source, mask=mask, other=0.0).to(ACC) / clamped)
             if IDENTITY:
                 scaled += tl.where(column == identity_at, alpha, 0.0)
-            tl.store(out_ptr + column, scaled.to(out_ptr.dtype.element_ty), mask=mask)
+            tl.store(out_ptr + column, narrow(scaled, out_ptr.dtype.element_ty), mask=mask)
     else:
         column = tl.arange(0, BLOCK)[None, :]
         offset = tl.arange(0, ROWS)[:, None] * length + column
@@ -173,7 +181,7 @@ def prepare_rows(
         scaled = beta * (tile / clamp_norm(norm, EPS)[:, None])
         if IDENTITY:
             scaled += tl.where(column == identity_at, alpha, 0.0)
-        out = scaled.to(out_ptr.dtype.element_ty)
+        out = narrow(scaled, out_ptr.dtype.element_ty)
         if WEIGHT_LAST != OUT_LAST:
             out = change_layout(out, length, channels, taps, OUT_LAST)
         tl.store(out_ptr + offset, out, mask=mask)
@@ -207,7 +215,7 @@ def backward_rows(
     identity_at = identity_column(row, channels, taps, centre, per_group, GRAD_LAST)
     has_identity = valid & (identity_at >= 0) & IDENTITY
     dalpha = tl.load(grad_ptr + tl.arange(0, ROWS) * length + identity_at, mask=has_identity, other=0.0)
-    tl.store(dalpha_ptr + row, dalpha.to(dalpha_ptr.dtype.element_ty), mask=valid)
+    tl.store(dalpha_ptr + row, narrow(dalpha, dalpha_ptr.dtype.element_ty), mask=valid)
     if LOOP:
         partial = tl.zeros((ROWS, BLOCK), ACC)
         for begin in range(0, length, BLOCK):
@@ -229,7 +237,7 @@ def backward_rows(
             unit = tl.load(weight_ptr + column, mask=mask, other=0.0).to(ACC) / clamped[:, None]
             grad = tl.load(grad_ptr + source, mask=mask, other=0.0).to(ACC)
             dweight = beta[:, None] * ((grad - along * unit) / clamped[:, None])
-            tl.store(dweight_ptr + column, dweight.to(dweight_ptr.dtype.element_ty), mask=mask)
+            tl.store(dweight_ptr + column, narrow(dweight, dweight_ptr.dtype.element_ty), mask=mask)
     else:
         column = tl.arange(0, BLOCK)[None, :]
         offset = tl.arange(0, ROWS)[:, None] * length + column
@@ -242,5 +250,5 @@ def backward_rows(
         dbeta = tl.sum(grad * unit, 1)
         along = tl.where(below, 0.0, dbeta)[:, None]
         dweight = beta[:, None] * ((grad - along * unit) / clamped[:, None])
-        tl.store(dweight_ptr + offset, dweight.to(dweight_ptr.dtype.element_ty), mask=mask)
-    tl.store(dbeta_ptr + row, dbeta.to(dbeta_ptr.dtype.element_ty), mask=valid)
+        tl.store(dweight_ptr + offset, narrow(dweight, dweight_ptr.dtype.element_ty), mask=mask)
+    tl.store(dbeta_ptr + row, narrow(dbeta, dbeta_ptr.dtype.element_ty), mask=valid)
