@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from reports import intervals
+from reports import verdict
 from reports.chart import Chart, Row
+from reports.intervals import Estimate
 
 
 def speed(groups: Sequence[tuple[str, pd.DataFrame]], label: str) -> Chart:
@@ -22,7 +23,7 @@ def speed(groups: Sequence[tuple[str, pd.DataFrame]], label: str) -> Chart:
     for heading, comparisons in groups:
         rows = []
         for contender, part in comparisons.dropna(subset=["ratio"]).groupby("contender", sort=False):
-            centre = intervals.geometric_mean(part["ratio"], part["log_variance"])
+            centre = verdict.geometric_mean(part)
             points = list(zip(part["ratio"], part["verdict"], strict=True))
             rows.append((not part["ours"].iloc[0], -centre.value, Row(str(contender), points, centre)))
         drawn.append((heading, [row for *_, row in sorted(rows, key=lambda entry: entry[:2])]))
@@ -62,7 +63,7 @@ def compiled(frame: pd.DataFrame, label: str, *, pooled: bool = False) -> Chart:
         for (target, gpu), of in part.groupby(["target", "gpu"], sort=False):
             values = of["loop_instructions_per_mma"]
             points = list(zip(values, spilling(of), strict=True))
-            middle = intervals.Estimate(float(values.median()), np.nan, np.nan)
+            middle = Estimate(float(values.median()), np.nan, np.nan)
             rows.append(Row(f"{target}  {gpu}".strip(), points, middle, f"{middle.value:.3g}"))
         groups.append((str(heading), rows))
     return Chart(
@@ -79,7 +80,7 @@ def loops(frame: pd.DataFrame, label: str) -> Chart:
         rows = []
         for kernel, of in part.groupby("kernel", sort=False):
             points = list(zip(of["ratio_to_floor"], spilling(of), strict=True))
-            middle = intervals.Estimate(float(of["ratio_to_floor"].median()), np.nan, np.nan)
+            middle = Estimate(float(of["ratio_to_floor"].median()), np.nan, np.nan)
             rows.append(Row(str(kernel), points, middle))
         groups.append((str(target), rows))
     return Chart(

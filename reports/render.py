@@ -83,7 +83,7 @@ def csv(report: page.Report) -> dict[str, str]:
     problems = {"problem": [tables.describe_problem(problem) for problem in results.accuracy["problem"]]}
     frames = {
         "environment": environments,
-        "verdicts": report.comparisons.drop(columns=["problem_key", "ours", "log_variance"], errors="ignore"),
+        "verdicts": report.comparisons.drop(columns=["problem_key", "ours"], errors="ignore"),
         "geometric_means": report.groups,
         "overall": report.overall,
         "accuracy": results.accuracy.assign(**problems),

@@ -39,7 +39,7 @@ OTHER_BASELINES = ("reference", "torch", "cudnn")
 # What must agree between two measurements to compare them; without layer and problem it is a group.
 COMPARABLE = [*WHERE, "device", "clock", "label", "problem_key"]
 ADDED = [
-    "baseline", "ours", "median", "low", "high", "ratio", "ratio_low", "ratio_high", "log_variance",
+    "baseline", "ours", "median", "low", "high", "ratio", "ratio_low", "ratio_high",
     "flop_per_s", "bytes_per_s", "verdict",
 ]  # fmt: skip
 MEANS = [
@@ -81,7 +81,7 @@ def compare(
     """One row for every timed or refused contender: its median, its ratio to the baseline and the verdict.
 
     Times are in seconds. Columns beside those of ``results.benchmarks``: baseline, ours, batch, median, low,
-    high, ratio, ratio_low, ratio_high, log_variance, flop_per_s, bytes_per_s, verdict;
+    high, ratio, ratio_low, ratio_high, flop_per_s, bytes_per_s, verdict;
     samples is their number.
     """
     benchmarks = results.benchmarks.assign(
@@ -139,9 +139,15 @@ def summarise(comparisons: pd.DataFrame, by: list[str], *, margin: float = DEFAU
     return pd.DataFrame(rows, columns=[*by, "contender", "baseline", "places", "compared", *TALLIED, *MEANS])
 
 
+def geometric_mean(comparisons: pd.DataFrame, *, by_count: bool = False) -> intervals.Estimate:
+    """Of comparisons that have a ratio; ``by_count``: each as often as its layer occurs in the net."""
+    columns = comparisons[["ratio", "ratio_low", "ratio_high"]].itertuples(index=False, name=None)
+    ratios = [intervals.Estimate(*values) for values in columns]
+    return intervals.geometric_mean(ratios, list(comparisons["count"]) if by_count else None)
+
+
 def _means(known: pd.DataFrame, margin: float) -> dict:
-    plain = intervals.geometric_mean(known["ratio"], known["log_variance"])
-    weighted = intervals.geometric_mean(known["ratio"], known["log_variance"], known["count"])
+    plain, weighted = geometric_mean(known), geometric_mean(known, by_count=True)
     worst, best = known.loc[known["ratio"].idxmin()], known.loc[known["ratio"].idxmax()]
     values = (
         plain.value, plain.low, plain.high, word(plain, margin),
@@ -157,7 +163,6 @@ def _row(entry: dict, baseline: str, against: np.ndarray | None, margin: float) 
     nothing = intervals.Estimate(np.nan, np.nan, np.nan)
     time = intervals.median(samples) if len(samples) else nothing
     ratio = nothing
-    variance = np.nan
     if not len(samples):
         verdict = WRONG
     elif entry["contender"] == baseline:
@@ -166,11 +171,10 @@ def _row(entry: dict, baseline: str, against: np.ndarray | None, margin: float) 
         verdict = NO_BASELINE
     else:
         ratio = intervals.ratio_of_medians(against, samples)
-        variance = intervals.log_median_variance(against) + intervals.log_median_variance(samples)
         verdict = word(ratio, margin)
     return row | {
         "median": time.value, "low": time.low, "high": time.high,
-        "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high, "log_variance": variance,
+        "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
         "flop_per_s": entry["flops"] / time.value, "bytes_per_s": entry["bytes"] / time.value,
         "verdict": verdict,
     }  # fmt: skip

@@ -82,9 +82,7 @@ def _sweep(contenders, dtypes, *, device, clock, executed_by, samples):
                                     host_us=12.5 if device == "cuda" else None,
                                 )
                             )  # fmt: skip
-                            error = 1e-6 * (
-                                1 if contender in ("torch", "cudnn") else float(rng.uniform(0.3, 1.8))
-                            )
+                            error = 1e-6 * (1 if contender in ("torch", "cudnn") else float(rng.uniform(0.3, 1.8)))
                             accuracy.append(check(*place, error=error, executed_by=executed_by))
     return benchmarks, accuracy
 
@@ -198,9 +196,7 @@ def compile_table():
                     if kernel != "weight_prep_forward":
                         ratio = round(floor * float(rng.uniform(1, 1.5)), 2)
                         row.update(mma=mma, mma_count=32, loop_instructions_per_mma=ratio, loops_with_mma=1)
-                    row.update(
-                        registers=int(rng.integers(60, 255)), shared_bytes=int(rng.integers(2, 98)) * 1024
-                    )
+                    row.update(registers=int(rng.integers(60, 255)), shared_bytes=int(rng.integers(2, 98)) * 1024)
                     if kernel == "conv_dgrad" and c == 640:
                         row.update(spills=48)
                     if kernel == "conv_wgrad" and target == "cuda:120" and c == 512:
