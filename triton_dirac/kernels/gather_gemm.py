@@ -20,11 +20,16 @@ import triton.language as tl
 from triton_dirac.kernels.implicit_gemm import (
     axis_taps,
     clip_taps,
+    dot,
     finish,
     most_taps,
+    next_tap,
+    one_bit,
     pixel_step,
     program_tile,
+    tap_bits,
     tap_step,
+    tap_walk,
 )
 
 
@@ -43,13 +48,11 @@ def axis_outside(start, size, taps, STEP: tl.constexpr, SIZE: tl.constexpr, BITS
 def outside_taps(
     h, w, H, W, taps_h, taps_w,
     STEP_H: tl.constexpr, STEP_W: tl.constexpr, MOST_H: tl.constexpr, MOST_W: tl.constexpr,
-    ONE_BIT: tl.constexpr, HALF: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
-    """The taps of each row that lie outside the image.
-
-    ONE_BIT: tap (a, b) is bit a * taps_w + b, and all bits from the last tap on are set. Else its row is bit
-    a and its column bit HALF + b, and both must be clear.
-    """
+    """The taps of each row that lie outside the image, as bits of ``tap_walk``; those past the last tap are set."""
+    ONE_BIT: tl.constexpr = one_bit(MOST_H, MOST_W)
+    BITS: tl.constexpr = tap_bits(MOST_H, MOST_W)[0]
+    HALF: tl.constexpr = tap_bits(MOST_H, MOST_W)[1]
     outside_h = axis_outside(h, H, taps_h, STEP_H, MOST_H, BITS)
     outside_w = axis_outside(w, W, taps_w, STEP_W, MOST_W, BITS)
     if ONE_BIT:
@@ -66,9 +69,8 @@ def outside_taps(
 @triton.jit
 def sum_taps_fastest(
     acc, source_row, weight, outside, column, filter, taps_h, taps_w, source_a, source_b, weight_a, weight_b,
-    C: tl.constexpr, K: tl.constexpr, RS: tl.constexpr, MOST_H: tl.constexpr,
-    DGRAD: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
-    ONE_BIT: tl.constexpr, HALF: tl.constexpr, BITS: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, RS: tl.constexpr, MOST_H: tl.constexpr, MOST_W: tl.constexpr,
+    DGRAD: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOOKAHEAD: tl.constexpr,
 ):  # fmt: skip
     """acc + the sum over (channel block, a, b), taps fastest. A channel tail is masked in both operands."""
@@ -87,18 +89,8 @@ def sum_taps_fastest(
     weight_return = weight_a - (taps_w - 1) * weight_b
     source_next = BLOCK_K - (taps_h - 1) * source_a - (taps_w - 1) * source_b
     weight_next = BLOCK_K * CHANNEL - (taps_h - 1) * weight_a - (taps_w - 1) * weight_b
-    one = tl.full((), 1, BITS)
-    if ONE_BIT:
-        first_tap = one
-        row_ends = tl.zeros((), BITS)
-        for a in tl.static_range(MOST_H):
-            row_ends |= tl.where(a < taps_h, one << (a + 1) * taps_w - 1, 0)
-        end = one << taps_h * taps_w
-    else:
-        first_tap = one | (one << HALF)
-        row_ends = one << taps_w - 1 + HALF
-        end = (one << taps_h) | (one << HALF)
-    tap = first_tap
+    first, row_ends, end = tap_walk(taps_h, taps_w, MOST_H, MOST_W)
+    tap = first
     for _ in range(LOOKAHEAD - taps_h * taps_w * tl.cdiv(C, BLOCK_K), LOOKAHEAD):
         sources = source_row[:, None] + source_k[None, :]
         if MASKED and TAIL:
@@ -121,19 +113,12 @@ def sum_taps_fastest(
         else:
             weights = weight_row[None, :] + weight_k[:, None]
             y = tl.load(weights, mask=(channel < C)[:, None], other=0.0) if TAIL else tl.load(weights)
-        acc = tl.dot(x, y, acc, input_precision=PRECISION)
-        row_end = (tap & row_ends) != 0
-        if ONE_BIT:
-            tap += tap
-        else:
-            column_bit = tap >> HALF << HALF
-            tap = tl.where(row_end, 2 * (tap - column_bit) + (one << HALF), tap + column_bit)
-        last = tap == end
+        acc = dot(x, y, acc, PRECISION, WIDEN)
+        tap, row_end, last = next_tap(tap, first, row_ends, end, MOST_H, MOST_W)
         source_k += tl.where(last, source_next, tl.where(row_end, source_return, source_b))
         weight_k += tl.where(last, weight_next, tl.where(row_end, weight_return, weight_b))
         if TAIL:
             channel += tl.where(last, BLOCK_K, 0)
-        tap = tl.where(last, first_tap, tap)
     return acc
 
 
@@ -141,15 +126,14 @@ def sum_taps_fastest(
 def sum_flat(
     acc, source_row, weight, outside, column, filter, source_a, source_b, weight_a, weight_b,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    DGRAD: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
-    ONE_BIT: tl.constexpr, HALF: tl.constexpr, BITS: tl.constexpr,
+    DGRAD: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOOKAHEAD: tl.constexpr,
 ):  # fmt: skip
     """acc + the sum over one index (a, b, c) in steps of BLOCK_K, whose divisions by constants are multiplies."""
     TOTAL: tl.constexpr = R * S * C
     STEPS: tl.constexpr = (TOTAL + BLOCK_K - 1) // BLOCK_K
     k = tl.arange(0, BLOCK_K)
-    one = tl.full((), 1, BITS)
+    one = tl.full((), 1, tap_bits(R, S)[0])
     if not DGRAD:
         weights = weight + filter[None, :] * TOTAL + k[:, None]
     for step in range(LOOKAHEAD - STEPS, LOOKAHEAD):
@@ -159,11 +143,11 @@ def sum_flat(
         source_k = index.to(OFFSET) + tap * (source_b - C) + tap_row * (source_a - S * source_b)
         sources = source_row[:, None] + source_k[None, :]
         if MASKED:
-            if ONE_BIT:
+            if one_bit(R, S):
                 shift = tap if TOTAL % BLOCK_K == 0 else tl.minimum(tap, R * S)
                 bits = one << shift
             else:
-                bits = (one << tl.minimum(tap_row, R)) | (one << tap - tap_row * S + HALF)
+                bits = (one << tl.minimum(tap_row, R)) | (one << tap - tap_row * S + tap_bits(R, S)[1])
             x = tl.load(sources, mask=(outside[:, None] & bits[None, :]) == 0, other=0.0)
         elif TOTAL % BLOCK_K != 0:
             x = tl.load(sources, mask=(index < TOTAL)[None, :], other=0.0)
@@ -179,7 +163,7 @@ def sum_flat(
             else:
                 y = tl.load(weights)
             weights += BLOCK_K
-        acc = tl.dot(x, y, acc, input_precision=PRECISION)
+        acc = dot(x, y, acc, PRECISION, WIDEN)
     return acc
 
 
@@ -190,7 +174,7 @@ def gather_gemm(
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GROUPS: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     DGRAD: tl.constexpr, BIAS: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BATCH_ORDER: tl.constexpr, PADDED: tl.constexpr, OFFSET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     LOOKAHEAD: tl.constexpr,
@@ -209,9 +193,6 @@ def gather_gemm(
     TAP_W: tl.constexpr = tap_step(STRIDE_W, DILATION_W, DGRAD)
     MOST_H: tl.constexpr = most_taps(R, STRIDE_H, DILATION_H, DGRAD)
     MOST_W: tl.constexpr = most_taps(S, STRIDE_W, DILATION_W, DGRAD)
-    ONE_BIT: tl.constexpr = MOST_H * MOST_W <= 30
-    BITS: tl.constexpr = tl.int32 if ONE_BIT or max(MOST_H, MOST_W) <= 15 else tl.int64
-    HALF: tl.constexpr = 16 if max(MOST_H, MOST_W) <= 15 else 32
     MASKED: tl.constexpr = PADDED and not BATCH_ORDER
     PIXEL: tl.constexpr = C * GROUPS
     TAP: tl.constexpr = K if DGRAD else C
@@ -255,9 +236,7 @@ def gather_gemm(
         tap_r += first_a * TAP_H
         tap_s += first_b * TAP_W
     if MASKED:
-        outside = outside_taps(
-            h, w, H, W, taps_h, taps_w, STEP_H, STEP_W, MOST_H, MOST_W, ONE_BIT, HALF, BITS
-        )
+        outside = outside_taps(h, w, H, W, taps_h, taps_w, STEP_H, STEP_W, MOST_H, MOST_W)
         outside = tl.where(row_ok, outside, -1)
     else:
         outside = 0
@@ -277,13 +256,13 @@ def gather_gemm(
         acc = sum_taps_fastest(
             acc, source_row, weight, outside, column, filter,
             taps_h, taps_w, source_a, STEP_W * PIXEL, TAP_H * S * TAP, TAP_W * TAP,
-            C, K, R * S, MOST_H, DGRAD, MASKED, OFFSET, PRECISION, ONE_BIT, HALF, BITS, BLOCK_N, BLOCK_K, LOOKAHEAD,
+            C, K, R * S, MOST_H, MOST_W, DGRAD, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
         )  # fmt: skip
     else:
         acc = sum_flat(
             acc, source_row, weight, outside, column, filter,
             source_a, STEP_W * PIXEL, TAP_H * S * TAP, TAP_W * TAP,
-            C, K, R, S, DGRAD, MASKED, OFFSET, PRECISION, ONE_BIT, HALF, BITS, BLOCK_N, BLOCK_K, LOOKAHEAD,
+            C, K, R, S, DGRAD, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
         )  # fmt: skip
     finish(
         acc, n, i * EVERY_I + phase_h, j * EVERY_J + phase_w, row_ok, column, group,

@@ -79,6 +79,53 @@ def clip_taps(low, high, taps, size, STEP: tl.constexpr):
     return first, tl.maximum(end - first, 0)
 
 
+@triton.constexpr_function
+def one_bit(most_h, most_w):
+    """Whether all taps of a walk are bits of one int32, with one bit to spare; else rows and columns are."""
+    return most_h * most_w <= 30
+
+
+@triton.constexpr_function
+def tap_bits(most_h, most_w):
+    """(integer that holds the taps of a walk, bit of its first column where rows and columns have bits)."""
+    narrow = most_h * most_w <= 30 or max(most_h, most_w) <= 15
+    return (tl.int32, 16) if narrow else (tl.int64, 32)
+
+
+@triton.jit
+def tap_walk(taps_h, taps_w, MOST_H: tl.constexpr, MOST_W: tl.constexpr):
+    """(first tap, mask of the taps that end a row, what follows the last tap) of a walk over taps_h x taps_w.
+
+    The current tap (a, b) is one bit, a * taps_w + b, or for large windows two: a, and b in the upper half.
+    """
+    ONE_BIT: tl.constexpr = one_bit(MOST_H, MOST_W)
+    BITS: tl.constexpr = tap_bits(MOST_H, MOST_W)[0]
+    HALF: tl.constexpr = tap_bits(MOST_H, MOST_W)[1]
+    one = tl.full((), 1, BITS)
+    if ONE_BIT:
+        row_ends = tl.zeros((), BITS)
+        for a in tl.static_range(MOST_H):
+            row_ends |= tl.where(a < taps_h, one << (a + 1) * taps_w - 1, 0)
+        return one, row_ends, one << taps_h * taps_w
+    else:
+        return one | (one << HALF), one << taps_w - 1 + HALF, (one << taps_h) | (one << HALF)
+
+
+@triton.jit
+def next_tap(tap, first, row_ends, end, MOST_H: tl.constexpr, MOST_W: tl.constexpr):
+    """(tap after ``tap``, whether ``tap`` ended a row, whether it was the last and the walk begins anew)."""
+    ONE_BIT: tl.constexpr = one_bit(MOST_H, MOST_W)
+    HALF: tl.constexpr = tap_bits(MOST_H, MOST_W)[1]
+    row_end = (tap & row_ends) != 0
+    if ONE_BIT:
+        tap += tap
+    else:
+        column = tap >> HALF << HALF
+        tap = tl.where(row_end, 2 * (tap - column) + (first >> HALF << HALF), tap + column)
+    last = tap == end
+    return tl.where(last, first, tap), row_end, last
+
+
 @triton.jit
 def centre_pixel(
     target, size, pad, SIZE: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, DGRAD: tl.constexpr
@@ -91,6 +138,15 @@ def centre_pixel(
     else:
         place = target * STRIDE - offset
         return place, (place >= 0) & (place < size)
+
+
+@triton.jit
+def dot(x, y, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    """acc + x @ y. WIDEN is for the interpreter, whose dot reads bfloat16's bits as integers (Triton 3.6 to 3.9)."""
+    if WIDEN:
+        x = x.to(tl.float32)
+        y = y.to(tl.float32)
+    return tl.dot(x, y, acc, input_precision=PRECISION)
 
 
 @triton.jit
