@@ -19,7 +19,7 @@ from bench.layers import NETS, Layer, crop, layers
 from bench.obstacles import Obstacle, has_cudnn, obstacle
 from bench.options import Selection, chosen
 from bench.results import digits
-from bench.suite import STORAGE, Contender, Suite, Work, float32_products
+from bench.suite import STORAGE, Contender, Row, Suite, Work, float32_products
 from bench.timing import Call, Gpu, Samples, device_samples, record, wall_samples
 from triton_dirac.problem import ConvProblem
 
@@ -39,7 +39,8 @@ class Lab:
         self.not_run: list[dict[str, Any]] = []
         self.clocks_before = environment.clocks() if self.on_gpu else None
         self._sampler = sampler
-        self._row: tuple[tuple, dict[str, Outcome]] = ((), {})
+        self._row: Row | None = None
+        self._found: dict[str, Outcome] = {}
         self._checked: dict[tuple, list[Error]] = {}
         if self.on_gpu:
             torch.backends.cudnn.benchmark = True
@@ -76,63 +77,45 @@ class Lab:
             and not (contender.engine == "cpu" and has_cudnn(self.device))
         ]
 
-    def _obstacle(
-        self, suite: Suite, layer: Layer, dtype: str, direction: str, contender: Contender
-    ) -> Obstacle | None:
-        compile_all = self.selection.layers is not None
-        return obstacle(self.device, suite, layer, dtype, direction, contender, compile_all)
+    def _obstacle(self, row: Row, contender: Contender) -> Obstacle | None:
+        return obstacle(self.device, row, contender, compile_all=self.selection.layers is not None)
 
     # --- one result -------------------------------------------------------------------------------------
 
-    def run(
-        self, benchmark, suite: Suite, net: str, layer: str, dtype: str, direction: str, contender: str
-    ) -> None:
+    def run(self, benchmark, suite: Suite, net: str, layer: str, dtype: str, direction: str, contender: str) -> None:
         """Give ``benchmark`` the samples of one contender in one row; else skip with the reason."""
         found = next(known for known in layers(net, self.batch) if known.name == layer)
         who = next(known for known in suite.contenders if known.name == contender)
-        names = self._names(suite, found, dtype, direction, who)
+        row = Row(suite, found, dtype, direction)
         benchmark.group = f"{suite.name} {direction} {net} {layer} {dtype}"
         outcome: Outcome
-        if found_obstacle := self._obstacle(suite, found, dtype, direction, who):
-            outcome = found_obstacle.reason
-            if found_obstacle.executable:
-                outcome = self._check_on_crop(suite, found, dtype, direction, who) or outcome
+        if stopped := self._obstacle(row, who):
+            outcome = stopped.reason
+            if stopped.executable:
+                outcome = self._check_on_crop(row, who) or outcome
         else:
-            outcome = self._outcomes(suite, found, dtype, direction, timed=benchmark.enabled)[contender]
+            outcome = self._outcomes(row, timed=benchmark.enabled)[contender]
         if isinstance(outcome, Samples):
-            benchmark.extra_info.update(self._extra_info(names, suite, found, outcome))
+            benchmark.extra_info.update(self._extra_info(row, who, outcome))
             if benchmark.enabled:
                 record(benchmark, outcome)
             else:
                 benchmark.pedantic(lambda: None)  # --benchmark-disable: checked, not timed
             return
         reason = f"{type(outcome).__name__}: {outcome}" if isinstance(outcome, Exception) else outcome
-        self.not_run.append({**names, "reason": reason})
+        self.not_run.append({**row.names(who), "reason": reason})
         if isinstance(outcome, Exception):
             raise outcome
         pytest.skip(reason)
 
-    def _names(
-        self, suite: Suite, layer: Layer, dtype: str, direction: str, contender: Contender
-    ) -> dict[str, str]:
+    def _extra_info(self, row: Row, contender: Contender, samples: Samples) -> dict[str, Any]:
+        problem = row.layer.problem
+        flops, moved = row.suite.cost(problem, STORAGE[row.dtype], row.direction)
         return {
-            "suite": suite.name,
-            "pass": direction,
-            "net": layer.net,
-            "layer": layer.name,
-            "dtype": dtype,
-            "contender": contender.name,
-        }
-
-    def _extra_info(
-        self, names: dict[str, str], suite: Suite, layer: Layer, samples: Samples
-    ) -> dict[str, Any]:
-        flops, moved = suite.cost(layer.problem, STORAGE[names["dtype"]], names["pass"])
-        return {
-            **names,
-            "count": layer.count,
-            "problem": asdict(layer.problem),
-            "published_batch": layer.published_batch,
+            **row.names(contender),
+            "count": row.layer.count,
+            "problem": asdict(problem),
+            "published_batch": row.layer.published_batch,
             "device": self.device.type,
             "label": "measured",
             "clock": "device events, cold L2" if self.on_gpu else "wall clock",
@@ -144,30 +127,23 @@ class Lab:
 
     # --- a row ------------------------------------------------------------------------------------------
 
-    def _outcomes(
-        self, suite: Suite, layer: Layer, dtype: str, direction: str, timed: bool
-    ) -> dict[str, Outcome]:
+    def _outcomes(self, row: Row, timed: bool) -> dict[str, Outcome]:
         """What became of each contender that can be timed on this row; kept until the next is asked for."""
-        key = (suite.name, layer, dtype, direction)
-        if self._row[0] != key:
-            self._row = ((), {})  # frees the last row's samples before this row's tensors are made
-            self._row = (key, self._run_row(suite, layer, dtype, direction, timed))
-        return self._row[1]
+        if self._row != row:
+            self._row, self._found = None, {}  # an exception kept here would keep the last row's tensors too
+            self._found = self._run_row(row, timed)
+            self._row = row
+        return self._found
 
-    def _run_row(
-        self, suite: Suite, layer: Layer, dtype: str, direction: str, timed: bool
-    ) -> dict[str, Outcome]:
+    def _run_row(self, row: Row, timed: bool) -> dict[str, Outcome]:
         outcomes: dict[str, Outcome] = {}
         calls: dict[str, Call] = {}
-        able = [
-            contender
-            for contender in self._contenders(suite)
-            if self._obstacle(suite, layer, dtype, direction, contender) is None
-        ]
-        with float32_products(dtype):
+        contenders = self._contenders(row.suite)
+        able = [contender for contender in contenders if self._obstacle(row, contender) is None]
+        with float32_products(row.dtype):
             try:
-                work = suite.work(layer.problem, dtype, direction, self.device)
-                checker = Checker(suite, work)
+                work = row.suite.work(row.layer.problem, row.dtype, row.direction, self.device)
+                checker = Checker(row.suite, work)
             except torch.OutOfMemoryError as error:
                 return {contender.name: _out_of_memory(error) for contender in able}
             for contender in able:
@@ -180,13 +156,12 @@ class Lab:
                 except Exception as error:  # its own test reports it; the others are measured all the same
                     outcomes[contender.name] = error
                     continue
-                names = self._names(suite, layer, dtype, direction, contender)
-                self._keep(names, errors, "gpu" if self.on_gpu else "cpu", layer.problem)
+                self._keep(row, contender, errors, "gpu" if self.on_gpu else "cpu", row.layer.problem)
                 if reason := failures(errors):
                     outcomes[contender.name] = reason
                 else:
                     calls[contender.name] = call
-            del checker
+            del checker  # and its float64 tensors
             if calls:
                 outcomes.update(self._sample(calls) if timed else dict.fromkeys(calls, Samples([])))
         return outcomes
@@ -197,33 +172,30 @@ class Lab:
             self._sampler = wall_samples if gpu is None else lambda calls: device_samples(calls, gpu)
         return self._sampler(calls)
 
-    def _check_on_crop(
-        self, suite: Suite, layer: Layer, dtype: str, direction: str, contender: Contender
-    ) -> str | Exception | None:
+    def _check_on_crop(self, row: Row, contender: Contender) -> str | Exception | None:
         """Check on a crop of the layer; equal crops are executed once. What failed, or None."""
-        problem = crop(layer.problem)
-        key = (suite.name, problem, dtype, direction, contender.name)
+        problem = crop(row.layer.problem)
+        key = (row.suite.name, problem, row.dtype, row.direction, contender.name)
         if key not in self._checked:
             try:
-                with float32_products(dtype):
-                    work = suite.work(problem, dtype, direction, self.device)
-                    self._checked[key] = Checker(suite, work).errors(contender.build(work)())
+                with float32_products(row.dtype):
+                    work = row.suite.work(problem, row.dtype, row.direction, self.device)
+                    self._checked[key] = Checker(row.suite, work).errors(contender.build(work)())
             except Exception as error:
                 return error
-        names = self._names(suite, layer, dtype, direction, contender)
         executed_by = "interpreter" if contender.engine == "triton" else "cpu"
-        self._keep(names, self._checked[key], executed_by, problem)
+        self._keep(row, contender, self._checked[key], executed_by, problem)
         return failures(self._checked[key])
 
     def _keep(
-        self, names: dict[str, str], errors: list[Error], executed_by: str, problem: ConvProblem
+        self, row: Row, contender: Contender, errors: list[Error], executed_by: str, problem: ConvProblem
     ) -> None:
+        checked = {"executed_by": executed_by, "problem": asdict(problem)}
         for error in errors:
             numbers = {
-                name: digits(value, 4) if isinstance(value, float) else value
-                for name, value in asdict(error).items()
+                name: digits(value, 4) if isinstance(value, float) else value for name, value in asdict(error).items()
             }
-            self.accuracy.append({**names, **numbers, "executed_by": executed_by, "problem": asdict(problem)})
+            self.accuracy.append({**row.names(contender), **numbers, **checked})
 
 
 class Checker:

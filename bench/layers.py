@@ -55,19 +55,17 @@ def layers(net: str, batch: int | None = None) -> tuple[Layer, ...]:
         model = description.build()
     found = models.conv_problems(model, description.image_size, batch or description.batch)
     counts = Counter((kind == "dirac", problem) for _, kind, problem in found)
-    return tuple(
-        Layer(net, dirac, count, description.batch, problem) for (dirac, problem), count in counts.items()
-    )
+    return tuple(Layer(net, dirac, count, description.batch, problem) for (dirac, problem), count in counts.items())
 
 
 def crop(problem: ConvProblem) -> ConvProblem:
-    """A small problem like ``problem``: two images of 5 x 6 outputs, channels halved until none exceed 128.
+    """A small problem like ``problem``: two images of 5 x 6 outputs, channels halved until none exceed 64.
 
-    Window, stride, padding, the ratio K / C and odd channel counts (160 becomes 80) stay. For the
+    Window, stride, padding and K / C stay, and what is no power of two stays so (160 becomes 40). For the
     interpreter, which needs a second for what a GPU does in a microsecond.
     """
     filters, channels = problem.K, problem.C
-    while max(filters, channels) > 128:
+    while max(filters, channels) > 64:
         filters //= 2
         channels = channels // 2 if channels % 2 == 0 else channels
     top, bottom, left, right = problem.padding

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from bench.layers import Layer, layers
-from bench.suite import Contender, Suite
+from bench.suite import Contender, Row
 from triton_dirac.kernels.launch import INTERPRETED
 
 
@@ -25,8 +25,8 @@ NO_CUDNN = Obstacle("needs an NVIDIA GPU: torch's own convolution stands in for 
 NO_TF32 = Obstacle("TF32 needs a GPU", False)
 NO_GPU = Obstacle("no GPU: Triton's interpreter checks the kernels, but its time means nothing", INTERPRETED)
 TRUNCATED = Obstacle(
-    "no GPU: Triton's interpreter cuts float32 off to bfloat16 instead of rounding it, so it cannot even check "
-    "these kernels fairly (float16 stands in)",
+    "no GPU: Triton's interpreter cuts float32 off to bfloat16 instead of rounding it, so it cannot check "
+    "these kernels fairly either (float16 stands in)",
     False,
 )
 EMULATED = Obstacle("no GPU: 16-bit arithmetic is emulated on a CPU, so it is checked but not timed", True)
@@ -44,38 +44,30 @@ def has_cudnn(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.backends.cudnn.is_available()
 
 
-def obstacle(
-    device: torch.device,
-    suite: Suite,
-    layer: Layer,
-    dtype: str,
-    direction: str,
-    contender: Contender,
-    compile_all: bool,
-) -> Obstacle | None:
-    """Why ``contender`` is not timed on this row; None if it is."""
-    if direction == "dgrad" and not layer.dirac:
+def obstacle(device: torch.device, row: Row, contender: Contender, compile_all: bool) -> Obstacle | None:
+    """Why ``contender`` is not timed on ``row``; None if it is."""
+    if row.direction == "dgrad" and not row.layer.dirac:
         return STEM
     if contender.engine == "cudnn" and not has_cudnn(device):
         return NO_CUDNN
     if device.type == "cuda":
         return None
-    if dtype == "tf32":
+    if row.dtype == "tf32":
         return NO_TF32
     if contender.engine == "triton":
-        return TRUNCATED if dtype == "bfloat16" else NO_GPU
+        return TRUNCATED if row.dtype == "bfloat16" else NO_GPU
     if contender.engine == "compile":
-        return _compile_obstacle(suite, layer, dtype, compile_all)
-    return None if dtype == "float32" else EMULATED
+        return _compile_obstacle(row, compile_all)
+    return None if row.dtype == "float32" else EMULATED
 
 
-def _compile_obstacle(suite: Suite, layer: Layer, dtype: str, compile_all: bool) -> Obstacle | None:
+def _compile_obstacle(row: Row, compile_all: bool) -> Obstacle | None:
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
         return NO_COMPILER
-    if dtype != "float32":
+    if row.dtype != "float32":
         return FLOAT32_ONLY
     # Weight preparation is compiled once for all sizes; a convolution's graph is fixed to its filters' sizes.
-    if suite.name == "dirac_block" and not compile_all and layer != _most_frequent(layer):
+    if row.suite.name == "dirac_block" and not compile_all and row.layer != _most_frequent(row.layer):
         return TOO_LONG
     return None
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.accuracy import max_error
+from bench.layers import Layer
 from triton_dirac.problem import ConvProblem
 
 STORAGE = {
@@ -117,6 +118,27 @@ class Suite:
             plain = self.named(work.direction, self.definition(replace(work, inputs=inputs)))
             errors = {name: max(errors[name], max_error(plain[name], truth[name])) for name in truth}
         return errors
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pass over one layer in one dtype: what the contenders of a suite are compared on."""
+
+    suite: Suite
+    layer: Layer
+    dtype: str
+    direction: str
+
+    def names(self, contender: Contender) -> dict[str, str]:
+        """How results files call one contender's part of it."""
+        return {
+            "suite": self.suite.name,
+            "pass": self.direction,
+            "net": self.layer.net,
+            "layer": self.layer.name,
+            "dtype": self.dtype,
+            "contender": contender.name,
+        }
 
 
 @contextmanager

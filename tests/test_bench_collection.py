@@ -57,9 +57,7 @@ def test_unknown_names_are_refused_with_what_there_is():
 def test_without_pytest_benchmark_the_tests_run_and_the_suites_say_what_is_missing():
     assert collected_folders("-p", "no:benchmark", "--ignore-glob=tests/test_[!m]*") == {"tests"}
     result = pytest_here("-p", "no:benchmark", "bench/test_weight_prep.py")
-    assert (
-        "the suites need pytest-benchmark: pip install 'triton-dirac[bench]'" in result.stdout + result.stderr
-    )
+    assert "the suites need pytest-benchmark: pip install 'triton-dirac[bench]'" in result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")

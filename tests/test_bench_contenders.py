@@ -25,9 +25,7 @@ def cases(problems, dtypes, engines):
                     for contender in suite.contenders:
                         if contender.engine in engines:
                             names = (suite.name, direction, contender.name, dtype, f"{problem.C}-{problem.K}")
-                            yield pytest.param(
-                                suite, problem, dtype, direction, contender, id=" ".join(names)
-                            )
+                            yield pytest.param(suite, problem, dtype, direction, contender, id=" ".join(names))
 
 
 def assert_right(suite, problem, dtype, direction, contender, device):
@@ -39,7 +37,7 @@ def assert_right(suite, problem, dtype, direction, contender, device):
 
 
 @pytest.mark.parametrize(
-    ("suite", "problem", "dtype", "direction", "contender"),
+    "suite, problem, dtype, direction, contender",
     [
         *cases((WIDENING, NARROWING), ("float32",), ("eager", "cpu", "cudnn")),
         *cases((WIDENING,), ("bfloat16",), ("eager", "cpu")),
@@ -50,7 +48,7 @@ def test_torch_contenders_are_right(suite, problem, dtype, direction, contender,
 
 
 @pytest.mark.parametrize(
-    ("suite", "problem", "dtype", "direction", "contender"),
+    "suite, problem, dtype, direction, contender",
     list(cases((WIDENING,), ("float32", "float16"), ("triton",))),
 )
 def test_triton_contenders_are_right(suite, problem, dtype, direction, contender, device):

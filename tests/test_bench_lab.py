@@ -10,7 +10,7 @@ from bench import obstacles
 from bench.lab import Lab
 from bench.layers import Layer
 from bench.options import Selection
-from bench.suite import Contender, Suite
+from bench.suite import Contender, Row, Suite
 from bench.timing import Samples
 from triton_dirac.problem import ConvProblem
 
@@ -127,7 +127,7 @@ def test_a_right_contender_is_timed_and_described(lab):
     assert lab.not_run == []
 
 
-@pytest.mark.parametrize(("contender", "error"), [("wrong", "output off by"), ("nan", "output off by nan")])
+@pytest.mark.parametrize("contender, error", [("wrong", "output off by"), ("nan", "output off by nan")])
 def test_a_wrong_contender_gets_no_time(lab, sampled, contender, error):
     assert error in reason_of(lab, contender)
     assert sampled == [["torch"]]
@@ -162,7 +162,7 @@ def test_triton_without_a_gpu_is_checked_on_a_crop_and_not_timed(lab, sampled):
     assert "no GPU" in reason_of(lab, "triton")
     (entry,) = lab.accuracy
     assert entry["executed_by"] == "interpreter"
-    assert entry["problem"] == vars(PROBLEM) | {"C": 80, "K": 80, "H": 5, "W": 6}
+    assert entry["problem"] == vars(PROBLEM) | {"C": 40, "K": 40, "H": 5, "W": 6}
     assert (entry["tensor"], entry["error"], entry["passed"]) == ("output", 0.0, True)
     assert sampled == []
 
@@ -225,7 +225,7 @@ def gpu(monkeypatch):
 
 def rule(device, engine, dtype="float32", direction="forward", layer=LAYER, suite=SUITE, compile_all=False):
     contender = Contender("x", engine, doubling())
-    found = obstacles.obstacle(device, suite, layer, dtype, direction, contender, compile_all)
+    found = obstacles.obstacle(device, Row(suite, layer, dtype, direction), contender, compile_all)
     return found and found.reason
 
 

@@ -21,14 +21,12 @@ def test_nothing_given_selects_everything():
 
 
 def test_lists_are_split_at_commas_and_stripped():
-    selection = Selection.of(
-        Options(nets="DiracNet-18, DiracNet-34-2", dtypes="float32", contenders="a,,b", batch=4)
-    )
+    selection = Selection.of(Options(nets="DiracNet-18, DiracNet-34-2", dtypes="float32", contenders="a,,b", batch=4))
     assert selection == Selection(("DiracNet-18", "DiracNet-34-2"), None, ("float32",), ("a", "b"), 4)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    "given, message",
     [
         ({"nets": " , "}, "--nets names nothing"),
         ({"dtypes": "float31"}, "'float31'; choose from float32, tf32, float16, bfloat16"),

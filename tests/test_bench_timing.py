@@ -75,7 +75,7 @@ def test_turns_visit_all_in_every_round_and_start_one_further_each_time():
     assert "".join(turns("abc", 4)) == "abcbcacababc"
 
 
-@pytest.mark.parametrize(("one_round", "expected"), [(0.1, 10), (0.001, 15), (100.0, 7), (0.0, 15)])
+@pytest.mark.parametrize("one_round, expected", [(0.1, 10), (0.001, 15), (100.0, 7), (0.0, 15)])
 def test_rounds_fit_the_budget_between_their_bounds(one_round, expected):
     assert rounds_for(1.0, one_round, 7, 15) == expected
 
