@@ -6,9 +6,12 @@
     intervals.py   medians, ratios, geometric means with confidence intervals
     verdict.py     who is compared with whom, and the word for it
     tables.py      accuracy, compiled kernels, what was not run, environments
-    figures.py     strip plots as SVG or PNG
-    render.py      the page and the summary from templates/
-    __main__.py    the command line; writes every file atomically
+    report.py      all of these numbers, computed once
+    headline.py    the report in a few sentences
+    page.py        what the page says, as plain data for templates/
+    figures.py     what is drawn; chart.py draws it, as SVG or PNG
+    render.py      page, summary, tables and figures as files
+    __main__.py    the command line
 
 This package reads files only: it knows nothing of bench or triton_dirac, so that a report can be made
 anywhere, from anyone's results, years later.

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reports import chart, page, render, verdict
+from reports.headline import headline
 from reports.load import ACCEPTED, ReportError, load
+from reports.report import Report, build
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read, compare, write; prints the headline and where the page is."""
     options = _parser().parse_args(arguments)
     try:
-        report = page.build(load(options.files), baselines=dict(options.baseline), margin=options.margin / 100)
+        report = build(load(options.files), baselines=dict(options.baseline), margin=options.margin / 100)
         overview = _overview(report, options.overview)
     except ReportError as error:
         print(f"reports: {error}", file=sys.stderr)
@@ -27,13 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     render.write(render.render(report), directory)
     if options.overview:
         render.write_file(options.overview, overview)
-    for sentence in page.headline(report):
+    for sentence in headline(report):
         print(sentence)
     print(directory / "index.html")
     return 0
 
 
-def _overview(report: page.Report, path: Path | None) -> str | bytes:
+def _overview(report: Report, path: Path | None) -> str | bytes:
     """The README's picture in the format that the file's name asks for."""
     if path is None:
         return ""

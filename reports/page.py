@@ -2,55 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
 from reports import chart, figures, tables, verdict
-from reports.load import Results
+from reports.report import Report
 
 EXTREMES = 8  # how many of the largest wins and of the largest losses are named
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything computed once from the results, in frames; the CSV files are these frames."""
-
-    results: Results
-    comparisons: pd.DataFrame
-    overall: pd.DataFrame  # per run, suite and contender
-    groups: pd.DataFrame  # per run, suite, pass, net, dtype and contender
-    accuracy: pd.DataFrame
-    compiled: pd.DataFrame
-    broken: pd.DataFrame  # kernels that do not compile or spill
-    not_run: pd.DataFrame
-    margin: float
-
-
-def build(
-    results: Results, *, baselines: Mapping[str, str] | None = None, margin: float = verdict.DEFAULT_MARGIN
-) -> Report:
-    """All of the report's numbers. ``baselines`` maps suites to contenders and goes before the defaults."""
-    comparisons = verdict.compare(results, verdict.choose_baselines(results, baselines), margin=margin)
-    return Report(
-        results,
-        comparisons,
-        verdict.summarise(comparisons, ["run", "suite", "device", "clock", "label"], margin=margin),
-        verdict.summarise(comparisons, verdict.GROUP, margin=margin),
-        tables.accuracy(results),
-        tables.compiled(results),
-        tables.broken(results),
-        tables.not_run(results),
-        margin,
-    )
-
-
-def headline(report: Report) -> list[str]:
-    """The report in a few sentences, the most important first."""
-    parts = (_times, _why_not, _accuracy, _compiled, _not_run)
-    return [text for text in (part(report) for part in parts) if text]
 
 
 def charts(report: Report) -> dict[str, list[chart.Chart]]:
@@ -157,52 +117,6 @@ def measured(report: Report, run: float, device: str, clock: str, label: str) ->
     environment = report.results.runs[int(run)]["environment"]
     name = environment.get("gpu") if device == "cuda" else environment.get("cpu") if device == "cpu" else None
     return " · ".join(str(part) for part in (label or "label not stated", name or device, clock) if part)
-
-
-def _times(report: Report) -> str:
-    comparisons = report.comparisons
-    if len(comparisons) and comparisons["ours"].any():
-        tally = comparisons[comparisons["ours"]]["verdict"].value_counts()
-        counts = {word: int(tally.get(word, 0)) for word in verdict.TALLIED}
-        text = (
-            f"Triton kernels against the baselines: faster in {counts['faster']} of {sum(counts.values())} "
-            f"comparisons, the same in {counts['same']}, slower in {counts['slower']}, "
-            f"undecided in {counts['ambiguous']}."
-        )
-        return text + (f" Wrong, and so without a time: {counts['wrong']}." if counts["wrong"] else "")
-    if len(comparisons):
-        return "No Triton kernel was timed here; the times compare what this machine can run."
-    return "Nothing was timed here."
-
-
-def _why_not(report: Report) -> str:
-    """The commonest reason for which our own kernels have no time."""
-    left_out = report.results.not_run
-    ours = left_out[[verdict.is_ours(name) for name in left_out["contender"]]]
-    return f"Triton kernels not timed: {ours['reason'].value_counts(sort=False).idxmax()}." if len(ours) else ""
-
-
-def _accuracy(report: Report) -> str:
-    checks, failed = len(report.results.accuracy), int((~report.results.accuracy["passed"]).sum())
-    if not checks:
-        return "No result was compared with float64."
-    if failed:
-        return f"{failed} of {checks} comparisons with float64 failed."
-    return f"All {checks} comparisons with float64 passed."
-
-
-def _compiled(report: Report) -> str:
-    if report.compiled.empty:
-        return ""
-    total, good, spill = (int(report.compiled[name].sum()) for name in ("kernels", "compile", "spill"))
-    targets = report.compiled["target"].nunique()
-    how_many = "All" if good == total else f"{good} of"
-    return f"{how_many} {total} kernels compile for {targets} GPU targets, {spill or 'none'} with spills."
-
-
-def _not_run(report: Report) -> str:
-    left_out = len(report.results.not_run)
-    return f"{left_out} measurements were not made; the reasons are below." if left_out else ""
 
 
 def _by_suite(comparisons: pd.DataFrame) -> list[tuple[tuple[float, str], pd.DataFrame]]:

@@ -14,6 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import chart, page, tables, verdict
+from reports.headline import headline
+from reports.report import Report
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Word -> (sign, CSS class): a sign beside every colour.
@@ -29,7 +31,7 @@ MARKDOWN = str.maketrans(
 )
 
 
-def render(report: page.Report) -> dict[str, str]:
+def render(report: Report) -> dict[str, str]:
     """Relative path -> content of every text file: index.html, summary.md, tables/*.csv, figures/*.svg."""
     drawings = page.charts(report)
     svgs = {name: chart.svg(*charts) for name, charts in drawings.items()}
@@ -43,7 +45,7 @@ def render(report: page.Report) -> dict[str, str]:
     }
     context: dict[str, Any] = {
         "report": report,
-        "headline": page.headline(report),
+        "headline": headline(report),
         "environments": tables.environments(report.results),
         "figures": shown,
         "overall": _records(report.overall),
@@ -69,7 +71,7 @@ def render(report: page.Report) -> dict[str, str]:
     return files | {f"tables/{name}.csv": text for name, text in csv(report).items()}
 
 
-def csv(report: page.Report) -> dict[str, str]:
+def csv(report: Report) -> dict[str, str]:
     """Table name -> CSV text: every number of the page, unrounded, times in seconds."""
     results = report.results
     environments = pd.DataFrame(

@@ -1,0 +1,58 @@
+"""The report in a few sentences."""
+
+from __future__ import annotations
+
+from reports import verdict
+from reports.report import Report
+
+
+def headline(report: Report) -> list[str]:
+    """The report in a few sentences, the most important first."""
+    parts = (_times, _why_not, _accuracy, _compiled, _not_run)
+    return [text for text in (part(report) for part in parts) if text]
+
+
+def _times(report: Report) -> str:
+    comparisons = report.comparisons
+    if len(comparisons) and comparisons["ours"].any():
+        tally = comparisons[comparisons["ours"]]["verdict"].value_counts()
+        counts = {word: int(tally.get(word, 0)) for word in verdict.TALLIED}
+        text = (
+            f"Triton kernels against the baselines: faster in {counts['faster']} of {sum(counts.values())} "
+            f"comparisons, the same in {counts['same']}, slower in {counts['slower']}, "
+            f"undecided in {counts['ambiguous']}."
+        )
+        return text + (f" Wrong, and so without a time: {counts['wrong']}." if counts["wrong"] else "")
+    if len(comparisons):
+        return "No Triton kernel was timed here; the times compare what this machine can run."
+    return "Nothing was timed here."
+
+
+def _why_not(report: Report) -> str:
+    """The commonest reason for which our own kernels have no time."""
+    left_out = report.results.not_run
+    ours = left_out[[verdict.is_ours(name) for name in left_out["contender"]]]
+    return f"Triton kernels not timed: {ours['reason'].value_counts(sort=False).idxmax()}." if len(ours) else ""
+
+
+def _accuracy(report: Report) -> str:
+    checks, failed = len(report.results.accuracy), int((~report.results.accuracy["passed"]).sum())
+    if not checks:
+        return "No result was compared with float64."
+    if failed:
+        return f"{failed} of {checks} comparisons with float64 failed."
+    return f"All {checks} comparisons with float64 passed."
+
+
+def _compiled(report: Report) -> str:
+    if report.compiled.empty:
+        return ""
+    total, good, spill = (int(report.compiled[name].sum()) for name in ("kernels", "compile", "spill"))
+    targets = report.compiled["target"].nunique()
+    how_many = "All" if good == total else f"{good} of"
+    return f"{how_many} {total} kernels compile for {targets} GPU targets, {spill or 'none'} with spills."
+
+
+def _not_run(report: Report) -> str:
+    left_out = len(report.results.not_run)
+    return f"{left_out} measurements were not made; the reasons are below." if left_out else ""

@@ -1,0 +1,44 @@
+"""A report's numbers: computed once from the results, then shown by page.py and headline.py, saved by render.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from reports import tables, verdict
+from reports.load import Results
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything computed once from the results, in frames; the CSV files are these frames."""
+
+    results: Results
+    comparisons: pd.DataFrame
+    overall: pd.DataFrame  # per run, suite and contender
+    groups: pd.DataFrame  # per run, suite, pass, net, dtype and contender
+    accuracy: pd.DataFrame
+    compiled: pd.DataFrame
+    broken: pd.DataFrame  # kernels that do not compile or spill
+    not_run: pd.DataFrame
+    margin: float
+
+
+def build(
+    results: Results, *, baselines: Mapping[str, str] | None = None, margin: float = verdict.DEFAULT_MARGIN
+) -> Report:
+    """All of the report's numbers. ``baselines`` maps suites to contenders and goes before the defaults."""
+    comparisons = verdict.compare(results, verdict.choose_baselines(results, baselines), margin=margin)
+    return Report(
+        results,
+        comparisons,
+        verdict.summarise(comparisons, ["run", "suite", "device", "clock", "label"], margin=margin),
+        verdict.summarise(comparisons, verdict.GROUP, margin=margin),
+        tables.accuracy(results),
+        tables.compiled(results),
+        tables.broken(results),
+        tables.not_run(results),
+        margin,
+    )
