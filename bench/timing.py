@@ -101,8 +101,7 @@ def wall_samples(
     with _no_collection():
         estimates = {name: min(elapsed(call, 1) for _ in range(2)) for name, call in calls.items()}
         repeats = {
-            name: max(1, math.ceil(SHORTEST_SAMPLE / max(estimate, 1e-9)))
-            for name, estimate in estimates.items()
+            name: max(1, math.ceil(SHORTEST_SAMPLE / max(estimate, 1e-9))) for name, estimate in estimates.items()
         }
         one_round = sum(estimates[name] * repeats[name] for name in calls)
         seconds: dict[str, list[float]] = {name: [] for name in calls}
