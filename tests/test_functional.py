@@ -38,10 +38,18 @@ IMAGE = torch.randn(2, 4, 8, 8)
         ({"weight": torch.ones(6, 4, 3, 3, dtype=torch.int32)}, TypeError, r"weight must be floating-point"),
         ({"alpha": torch.ones(5)}, ValueError, r"alpha must have shape \(6,\) or \(1,\), got \(5,\)"),
         ({"beta": torch.ones(6, 1)}, ValueError, r"beta must have shape \(6,\) or \(1,\), got \(6, 1\)"),
-        ({"alpha": torch.ones(6).double()}, TypeError, r"alpha must have weight's dtype .* got torch.float64"),
+        (
+            {"alpha": torch.ones(6).double()},
+            TypeError,
+            r"alpha must have weight's dtype .* got torch.float64",
+        ),
         ({"bias": torch.ones(4)}, ValueError, r"bias must have shape \(6,\), got \(4,\)"),
         ({"bias": torch.ones(6).double()}, TypeError, r"bias must have input's dtype"),
-        ({"beta": torch.ones(6, device="meta")}, ValueError, r"beta must be on weight's device cpu, got meta"),
+        (
+            {"beta": torch.ones(6, device="meta")},
+            ValueError,
+            r"beta must be on weight's device cpu, got meta",
+        ),
         ({"input": IMAGE.to("meta")}, ValueError, r"weight must be on input's device meta, got cpu"),
         ({"stride": 0}, ValueError, r"stride must be a positive integer or a pair of them, got 0"),
         ({"stride": (1, 2, 3)}, ValueError, r"stride must be .* got \(1, 2, 3\)"),
@@ -78,12 +86,16 @@ def test_wrong_arguments_of_dirac_weight():
         td.dirac_weight(WEIGHT[:, :, 0, 0], ALPHA, BETA)
     with pytest.raises(TypeError, match="dtype must be a floating-point dtype, got torch.int32"):
         td.dirac_weight(WEIGHT, ALPHA, BETA, dtype=torch.int32)
-    with pytest.raises(ValueError, match="memory_format of a 4-D weight must be .* got torch.channels_last_3d"):
+    with pytest.raises(
+        ValueError, match="memory_format of a 4-D weight must be .* got torch.channels_last_3d"
+    ):
         td.dirac_weight(WEIGHT, ALPHA, BETA, memory_format=torch.channels_last_3d)
 
 
 def test_float64_on_triton_says_what_takes_it():
-    with pytest.raises(TypeError, match=r"backend 'triton' takes .* got torch.float64 \(backend 'torch' takes it\)"):
+    with pytest.raises(
+        TypeError, match=r"backend 'triton' takes .* got torch.float64 \(backend 'torch' takes it\)"
+    ):
         td.conv2d(IMAGE.double(), WEIGHT.double(), backend="triton")
 
 

@@ -50,7 +50,14 @@ def test_layer_tables(net, size, batch, gflop, dirac_weights, dirac_layers):
     assert sum(m.weight.numel() for m in modules) == dirac_weights
     for found in problems[1:]:
         p = found.problem
-        assert (p.R, p.S, p.stride, p.padding, p.dilation, p.groups) == (3, 3, (1, 1), (1, 1, 1, 1), (1, 1), 1)
+        assert (p.R, p.S, p.stride, p.padding, p.dilation, p.groups) == (
+            3,
+            3,
+            (1, 1),
+            (1, 1, 1, 1),
+            (1, 1),
+            1,
+        )
         assert (p.P, p.Q) == (p.H, p.W)
 
 

@@ -60,9 +60,7 @@ def test_opcheck_weight_prep(shape, channels_last, requires_grad):
     weight, alpha, beta = (
         torch.randn(size).requires_grad_(requires_grad) for size in (shape, shape[:1], (1,))
     )
-    opcheck(
-        OPS.weight_prep.default, (weight, alpha, beta, 1e-12, True, torch.bfloat16, channels_last, 1)
-    )
+    opcheck(OPS.weight_prep.default, (weight, alpha, beta, 1e-12, True, torch.bfloat16, channels_last, 1))
     norm = weight.detach().flatten(1).norm(dim=1)
     grad = torch.randn(shape).requires_grad_(requires_grad)
     opcheck(OPS.weight_prep_backward.default, (grad, weight, alpha, beta, norm, 1e-12, True, 1))

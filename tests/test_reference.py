@@ -26,9 +26,7 @@ def test_dirac_weight_written_out():
                 for s in range(3):
                     identity = alpha[k] if (k == c and r == 1 and s == 1) else 0.0
                     expected[k, c, r, s] = identity + beta[k] * weight[k, c, r, s] / norm
-    torch.testing.assert_close(
-        reference.dirac_weight(weight, alpha, beta), expected, rtol=1e-13, atol=1e-13
-    )
+    torch.testing.assert_close(reference.dirac_weight(weight, alpha, beta), expected, rtol=1e-13, atol=1e-13)
 
 
 def test_norm_is_clamped_not_shifted():

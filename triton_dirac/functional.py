@@ -6,7 +6,7 @@ for types and dtypes, ValueError for shapes and values, RuntimeError for a backe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ FORMS = ("split", "materialised")
 ACTIVATIONS = (None, "relu")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+PREP_DTYPES = (*TRITON_DTYPES, torch.float64)
 
 IntOrPair = int | Sequence[int]
 
@@ -71,12 +72,74 @@ def dirac_weight(
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
     channels_last = _wants_channels_last(weight, memory_format)
-    if _use_triton(backend, weight, (*TRITON_DTYPES, torch.float64)):
+    if use_triton(backend, weight.dtype, weight.device, PREP_DTYPES):
         return ops.weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups)
     prepared = torch_backend.dirac_weight(
         weight, alpha, beta, eps=eps, identity=identity, dtype=dtype, groups=groups
     )
     return prepared.contiguous(memory_format=_format(weight.dim(), channels_last))
+
+
+def dirac_weights(
+    layers: Iterable[tuple[Tensor, Tensor, Tensor]],
+    *,
+    eps: float = 1e-12,
+    identity: bool = True,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
+    groups: int | Sequence[int] = 1,
+    backend: str = "auto",
+) -> list[Tensor]:
+    """``dirac_weight`` of every layer (weight, alpha, beta) of a network, in one launch; backward in another.
+
+    The numbers are those of one call a layer. Shapes, window dimensions and dtypes may be mixed, devices may not.
+    No host-device synchronisation; fit for capture in a CUDA graph. The results share one allocation. Under
+    torch.compile, and for gradients of gradients, layers are prepared one by one.
+
+    Args:
+        layers: (weight, alpha, beta) of each layer, as ``dirac_weight``'s.
+        eps, identity, dtype, backend: as ``dirac_weight``'s, for all layers.
+        memory_format: ``torch.contiguous_format``, or ``torch.channels_last`` for windows of any number of
+            dimensions; each weight's own by default.
+        groups: one number for all layers, or one for each.
+
+    Raises:
+        As ``dirac_weight``; messages begin with the layer's index.
+    """
+    layers = [tuple(layer) for layer in layers]
+    each = [groups] * len(layers) if isinstance(groups, int) else list(groups)
+    if len(each) != len(layers):
+        raise ValueError(f"groups must be an integer or one for each of {len(layers)} layers, got {groups!r}")
+    if memory_format not in (None, torch.contiguous_format, torch.channels_last):
+        raise ValueError(
+            f"memory_format must be None, torch.contiguous_format or torch.channels_last, got {memory_format}"
+        )
+    for index, (layer, group) in enumerate(zip(layers, each, strict=True)):
+        if len(layer) != 3:
+            raise ValueError(f"layers[{index}] must be (weight, alpha, beta), got {len(layer)} items")
+        try:
+            _check_dirac_arguments(*layer, eps, group, (3, 4, 5))
+            _check_same_device(**{"layers[0]'s weight": layers[0][0], "weight": layer[0]})
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"layers[{index}]: {error}") from None
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
+    on_triton = [use_triton(backend, layer[0].dtype, layer[0].device, PREP_DTYPES) for layer in layers]
+    channels_last = None if memory_format is None else memory_format == torch.channels_last
+    if all(on_triton) and ops is not None and ops.may_batch(layers):
+        return ops.weight_preps(layers, eps, identity, dtype, channels_last, each)
+    return [
+        dirac_weight(
+            *layer,
+            eps=eps,
+            identity=identity,
+            dtype=dtype,
+            memory_format=_format(layer[0].dim(), channels_last) if channels_last is not None else None,
+            groups=group,
+            backend=backend,
+        )
+        for layer, group in zip(layers, each, strict=True)
+    ]
 
 
 def conv2d(
@@ -117,7 +180,7 @@ def conv2d(
 
     Under autocast, input, weight and bias are cast to the autocast dtype first, as torch's are.
     """
-    dtype = _autocast_dtype(input)
+    dtype = autocast_dtype(input)
     if dtype is not None:
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -126,7 +189,7 @@ def conv2d(
     if alpha is not None:
         _check_per_filter("alpha", alpha, weight.shape[0], "input", input.dtype)
     call = _check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision)
-    return _run(call, weight, bias, alpha, _use_triton(backend, input, TRITON_DTYPES))
+    return _run(call, weight, bias, alpha, use_triton(backend, input.dtype, input.device))
 
 
 def dirac_conv2d(
@@ -166,16 +229,15 @@ def dirac_conv2d(
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
-    dtype = _autocast_dtype(input)
+    dtype = autocast_dtype(input)
     if dtype is not None:
         input = input.to(dtype)
     _check_dirac_arguments(weight, alpha, beta, eps, groups, (4,))
     if weight.dtype not in (input.dtype, torch.float32):
         raise TypeError(f"weight must have input's dtype {input.dtype} or float32, got {weight.dtype}")
     call = _check_call(input, weight, bias, None, stride, padding, dilation, groups, activation, precision)
-    use_triton = _use_triton(backend, input, TRITON_DTYPES)
-    wide = input.dtype in (torch.float32, torch.float64)
-    split = form == "split" and (use_triton or not wide)
+    on_triton = use_triton(backend, input.dtype, input.device)
+    split = uses_split(form, input.dtype, on_triton)
     prepared = dirac_weight(
         weight,
         alpha,
@@ -183,11 +245,11 @@ def dirac_conv2d(
         eps=eps,
         identity=not split,
         dtype=input.dtype,
-        memory_format=torch.channels_last if use_triton else None,
+        memory_format=torch.channels_last if on_triton else None,
         groups=groups,
-        backend="triton" if use_triton else "torch",
+        backend="triton" if on_triton else "torch",
     )
-    return _run(call, prepared, bias, alpha if split else None, use_triton)
+    return _run(call, prepared, bias, alpha if split else None, on_triton)
 
 
 class _Call(NamedTuple):
@@ -227,10 +289,10 @@ def _check_call(
     return _Call(batched, problem, activation == "relu", precision or "default", squeeze)
 
 
-def _run(call: _Call, weight: Tensor, bias: Tensor | None, alpha: Tensor | None, use_triton: bool) -> Tensor:
+def _run(call: _Call, weight: Tensor, bias: Tensor | None, alpha: Tensor | None, on_triton: bool) -> Tensor:
     """The checked convolution; ``alpha`` is the split form's identity term."""
     problem = call.problem
-    if use_triton:
+    if on_triton:
         geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
         output = ops.conv2d(call.batched, weight, bias, alpha, *geometry, call.relu, call.precision)
     else:
@@ -345,17 +407,17 @@ def _check_bias(bias: Tensor, filters: int, dtype: torch.dtype) -> None:
 
 
 def _format(dim: int, channels_last: bool) -> torch.memory_format:
-    if not channels_last:
-        return torch.contiguous_format
-    return torch.channels_last if dim == 4 else torch.channels_last_3d
+    formats = {
+        4: torch.channels_last,
+        5: torch.channels_last_3d,
+    }  # torch has none for windows of one dimension
+    return formats.get(dim, torch.contiguous_format) if channels_last else torch.contiguous_format
 
 
 def _wants_channels_last(weight: Tensor, memory_format: torch.memory_format | None) -> bool:
     own = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.dim())
     if memory_format is None:
-        return (
-            own is not None and not weight.is_contiguous() and weight.is_contiguous(memory_format=own)
-        )
+        return own is not None and not weight.is_contiguous() and weight.is_contiguous(memory_format=own)
     if memory_format not in (torch.contiguous_format, own):
         raise ValueError(
             f"memory_format of a {weight.dim()}-D weight must be torch.contiguous_format"
@@ -364,7 +426,7 @@ def _wants_channels_last(weight: Tensor, memory_format: torch.memory_format | No
     return memory_format == own
 
 
-def _autocast_dtype(input: Tensor) -> torch.dtype | None:
+def autocast_dtype(input: Tensor) -> torch.dtype | None:
     """The dtype to cast to under autocast, None outside it; float64 stays, as in torch."""
     device_type = input.device.type
     if device_type not in ("cuda", "cpu") or input.dtype == torch.float64:
@@ -374,24 +436,35 @@ def _autocast_dtype(input: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type)
 
 
-def _use_triton(backend: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
-    """Whether the Triton kernels are to run on ``tensor``; an error where they are asked for and cannot."""
+def use_triton(
+    backend: str, dtype: torch.dtype, device: torch.device, accepted: tuple = TRITON_DTYPES
+) -> bool:
+    """Whether the Triton kernels are to run; an error where they are asked for and cannot."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if backend == "torch":
         return False
-    supported = tensor.dtype in dtypes and ops is not None
+    supported = dtype in accepted and ops is not None
     if backend == "auto":
-        return supported and tensor.is_cuda
+        return supported and device.type == "cuda"
     if ops is None:
         raise RuntimeError("backend 'triton' needs the package triton, which is published for Linux only")
     if not supported:
-        names = ", ".join(str(dtype) for dtype in dtypes)
-        raise TypeError(f"backend 'triton' takes {names}; got {tensor.dtype} (backend 'torch' takes it)")
-    if not (tensor.is_cuda or INTERPRETED or tensor.is_meta):
+        names = ", ".join(map(str, accepted))
+        raise TypeError(f"backend 'triton' takes {names}; got {dtype} (backend 'torch' takes it)")
+    if not (device.type in ("cuda", "meta") or INTERPRETED):
         raise RuntimeError(
-            f"backend 'triton' cannot run on {tensor.device}: move the tensors to a GPU, or set the environment "
+            f"backend 'triton' cannot run on {device}: move the tensors to a GPU, or set the environment "
             "variable TRITON_INTERPRET=1 before triton_dirac is imported to run the kernels in Triton's "
             "interpreter (slow; for checking numbers)"
         )
     return True
+
+
+def uses_split(form: str, dtype: torch.dtype, on_triton: bool) -> bool:
+    """Whether the identity stays out of the weights.
+
+    The torch backend computes both forms as the materialised one where rounding is no concern: the split form
+    would cost it another pass over the output.
+    """
+    return form == "split" and (on_triton or dtype not in (torch.float32, torch.float64))

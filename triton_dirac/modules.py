@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from triton_dirac import torch_backend
-from triton_dirac.functional import BACKENDS, FORMS, _autocast_dtype, conv2d, dirac_conv2d, dirac_weight
+from triton_dirac.functional import BACKENDS, FORMS, autocast_dtype, conv2d, dirac_conv2d, dirac_weight
 from triton_dirac.module_checks import check_arguments, check_choice
 
 ALPHA_START = 1.0
@@ -96,6 +96,8 @@ class _DiracConv(nn.modules.conv._ConvNd):
         # "dirac": torch.nn.init.dirac_'s, version 2. "tiled": version 1's, I[k, c] = 1 where k = c modulo
         # min(K, C), so that x and -x, which NCReLU splits, meet again. Only loading a checkpoint sets it.
         self.identity = "dirac"
+        # (filters, alpha or None) while ``triton_dirac.prepared`` has made them for the coming forward pass.
+        self.prepared: tuple[Tensor, Tensor | None] | None = None
         self.alpha = nn.Parameter(torch.full((out_channels,), ALPHA_START, device=device, dtype=dtype))
         self.beta = nn.Parameter(torch.full((out_channels,), BETA_START, device=device, dtype=dtype))
 
@@ -121,6 +123,14 @@ class _DiracConv(nn.modules.conv._ConvNd):
             entries = _tiled_entries(prepared)
             entries += alpha.unflatten(0, (-1, 1, entries.shape[2]))
         return prepared
+
+    def _ready_filters(self, input: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """(filters, the identity term's alpha): prepared beforehand, or version 1's; None: still to be prepared."""
+        if self.identity == "tiled":
+            return self.effective_weight().to(input.dtype), None
+        if self.prepared is None or self.prepared[0].dtype != (autocast_dtype(input) or input.dtype):
+            return None
+        return self.prepared
 
     def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
         """(input, padding) with a padding mode other than zeros already applied."""
@@ -150,7 +160,7 @@ class _DiracConv(nn.modules.conv._ConvNd):
         """
         weight = self._float64_weight()
         dtype, trained = self.weight.dtype, self.weight.requires_grad
-        del self.alpha, self.beta, self.form, self.backend, self.identity
+        del self.alpha, self.beta, self.form, self.backend, self.identity, self.prepared
         self.__class__ = self.torch_class  # type: ignore[assignment]
         self.weight = nn.Parameter(weight.to(dtype), requires_grad=trained)
 
@@ -233,8 +243,9 @@ class DiracConv2d(_DiracConv, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         padded, padding = self._padded(input)
         rest = (self.bias, self.stride, padding, self.dilation, self.groups)
-        if self.identity == "tiled":
-            return conv2d(padded, self.effective_weight().to(padded.dtype), *rest, backend=self.backend)
+        if ready := self._ready_filters(padded):
+            filters, alpha = ready
+            return conv2d(padded, filters, *rest, alpha=alpha, backend=self.backend)
         return dirac_conv2d(
             padded, self.weight, self.alpha, self.beta, *rest, form=self.form, backend=self.backend
         )
@@ -250,12 +261,17 @@ class DiracConv1d(_DiracConv, nn.Conv1d):
         padding = padding if isinstance(padding, str) else (0, *padding)
         rest = (self.bias, (1, *self.stride), padding, (1, *self.dilation), self.groups)
         image = padded.unsqueeze(-2)
-        if self.identity == "tiled":
-            filters = self.effective_weight().unsqueeze(2).to(padded.dtype)
-            return conv2d(image, filters, *rest, backend=self.backend).squeeze(-2)
-        filters = self.weight.unsqueeze(2)
+        if ready := self._ready_filters(padded):
+            filters, alpha = ready
+            return conv2d(image, filters.unsqueeze(2), *rest, alpha=alpha, backend=self.backend).squeeze(-2)
         return dirac_conv2d(
-            image, filters, self.alpha, self.beta, *rest, form=self.form, backend=self.backend
+            image,
+            self.weight.unsqueeze(2),
+            self.alpha,
+            self.beta,
+            *rest,
+            form=self.form,
+            backend=self.backend,
         ).squeeze(-2)
 
 
@@ -269,22 +285,22 @@ class DiracConv3d(_DiracConv, nn.Conv3d):
     torch_class, dims = nn.Conv3d, 3
 
     def forward(self, input: Tensor) -> Tensor:
-        input = input.to(_autocast_dtype(input) or input.dtype)
+        input = input.to(autocast_dtype(input) or input.dtype)
         padded, padding = self._padded(input)
         narrow = input.dtype not in (torch.float32, torch.float64)
         split = self.form == "split" and narrow and self.identity == "dirac"
-        if split:
+        if ready := self._ready_filters(input):
+            filters, split = ready[0], ready[1] is not None
+        else:
             filters = dirac_weight(
                 self.weight,
                 self.alpha,
                 self.beta,
-                identity=False,
+                identity=not split,
                 dtype=input.dtype,
                 groups=self.groups,
                 backend=self.backend,
             )
-        else:
-            filters = self.effective_weight().to(input.dtype)
         bias = None if self.bias is None else self.bias.to(input.dtype)
         output = F.conv3d(padded, filters, bias, self.stride, padding, self.dilation, self.groups)
         return output + self._identity_term(padded, padding, output) if split else output
@@ -313,6 +329,12 @@ class DiracConv3d(_DiracConv, nn.Conv3d):
 
 
 # --- pieces -----------------------------------------------------------------------------------------------
+
+
+def has_plain_parameters(layer: _DiracConv) -> bool:
+    """Whether weight, alpha and beta are ordinary tensors at this moment, not shards or a parametrisation's."""
+    tensors = (layer.weight, layer.alpha, layer.beta)
+    return all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
 
 
 def _tiled_entries(filters: Tensor) -> Tensor:

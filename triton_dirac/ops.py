@@ -24,6 +24,7 @@ from triton_dirac.kernels.conv_wgrad import wgrad
 from triton_dirac.kernels.weight_prep import empty_filters, norm_dtype
 from triton_dirac.kernels.weight_prep import weight_prep as launch_weight_prep
 from triton_dirac.kernels.weight_prep import weight_prep_backward as launch_weight_prep_backward
+from triton_dirac.kernels.weight_prep_multi import weight_prep_multi, weight_prep_multi_backward
 from triton_dirac.problem import ConvProblem
 
 NAMESPACE = "triton_dirac"
@@ -200,7 +201,9 @@ def _launched_precision(precision: str, dtype: torch.dtype) -> str:
 
 def _conv_run(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision):
     problem = problem_of(image.shape, weight.shape, stride, padding, dilation, groups)
-    return fprop(image, weight, bias, alpha, problem, relu=relu, precision=_launched_precision(precision, image.dtype))
+    return fprop(
+        image, weight, bias, alpha, problem, relu=relu, precision=_launched_precision(precision, image.dtype)
+    )
 
 
 def _conv_fake(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision):
@@ -381,3 +384,59 @@ def conv2d(image, weight, bias, alpha, stride, padding, dilation, groups, relu, 
     if torch.compiler.is_compiling() or not is_plain(image, weight, bias, alpha):
         return _conv2d(*arguments)
     return _Conv2d.apply(*arguments)
+
+
+class _WeightPreps(torch.autograd.Function):
+    """All layers of a network: one launch forward, one backward. tensors: weight, alpha, beta of each in turn."""
+
+    @staticmethod
+    def forward(eps, identity, dtype, channels_last, groups, *tensors):
+        outputs, norms = weight_prep_multi(
+            _layers(tensors),
+            eps=eps,
+            identity=identity,
+            dtype=dtype,
+            channels_last=channels_last,
+            groups=groups,
+        )
+        return *outputs, norms
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.eps, ctx.identity, _, _, ctx.groups, *tensors = inputs
+        ctx.save_for_backward(*tensors, output[-1])
+        ctx.mark_non_differentiable(output[-1])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        *tensors, norms = ctx.saved_tensors
+        layers, grads = _layers(tensors), grads[:-1]
+        if (
+            torch.is_grad_enabled()
+        ):  # gradients of gradients: layer by layer, in operations torch differentiates
+            gradients = [
+                _prep_backward_twin(grad, *layer, None, ctx.eps, ctx.identity, group)
+                for grad, layer, group in zip(grads, layers, ctx.groups, strict=True)
+            ]
+        else:
+            gradients = weight_prep_multi_backward(
+                grads, layers, norms, eps=ctx.eps, identity=ctx.identity, groups=ctx.groups
+            )
+        return None, None, None, None, None, *(gradient for layer in gradients for gradient in layer)
+
+
+def _layers(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    return list(zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True))
+
+
+def may_batch(layers: Sequence[tuple[Tensor, ...]]) -> bool:
+    """Whether one launch may prepare all layers: addresses in a table mean nothing to a tracer."""
+    return not torch.compiler.is_compiling() and is_plain(*(tensor for layer in layers for tensor in layer))
+
+
+def weight_preps(layers, eps, identity, dtype, channels_last, groups) -> list[Tensor]:
+    """Prepared weights of all layers; ``channels_last`` None keeps each weight's layout."""
+    if not layers:
+        return []
+    tensors = [tensor for layer in layers for tensor in layer]
+    return list(_WeightPreps.apply(eps, identity, dtype, channels_last, tuple(groups), *tensors)[:-1])

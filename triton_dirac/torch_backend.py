@@ -103,9 +103,7 @@ def dirac_weight_backward(
     dot = torch.linalg.vecdot(grad_wide.flatten(1), (wide / _filters_first(length, weight.dim())).flatten(1))
     scale = beta.to(norm.dtype) / length
     along = torch.where(clamped, torch.zeros_like(dot), dot / length)
-    dweight = _filters_first(scale, weight.dim()) * (
-        grad_wide - _filters_first(along, weight.dim()) * wide
-    )
+    dweight = _filters_first(scale, weight.dim()) * (grad_wide - _filters_first(along, weight.dim()) * wide)
     dbeta = dot if beta.shape[0] == dot.shape[0] else dot.sum(0, keepdim=True)
     dalpha = torch.zeros_like(alpha, dtype=norm.dtype)
     if identity:

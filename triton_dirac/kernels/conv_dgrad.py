@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from triton_dirac.kernels.gemm_plan import plan
+from triton_dirac.kernels.conv_direct import direct_dgrad, prefers_direct
+from triton_dirac.kernels.gemm_plan import WINDOW, plan
 from triton_dirac.kernels.launch import Launch
 from triton_dirac.problem import ConvProblem
+from triton_dirac.tuning import dgrad as tuning
 from triton_dirac.tuning.config import Config
-from triton_dirac.tuning.dgrad import default
+from triton_dirac.tuning.picks import pick
 from triton_dirac.tuning.targets import target_of
 
 
@@ -41,10 +43,23 @@ def dgrad(
     """dx = conv_transpose(dy, w) + alpha[k] * dy[n, k, where the centre tap reads], channels-last.
 
     dy (N, K, P, Q), w (K, C / groups, R, S), alpha (K,), (1,) or None, as fprop's. Input pixels that no tap
-    reads get 0. Sums are float32; ``precision`` as fprop's.
+    reads get 0. Sums are float32; ``precision`` and ``config`` as fprop's.
     """
+    if config is None and (prefers_direct(problem) or max(problem.R, problem.S) > WINDOW):
+        return direct_dgrad(dy, w, alpha, problem)
     dy = dy.contiguous(memory_format=torch.channels_last)
     w = w.contiguous(memory_format=torch.channels_last)
+    if config is None:
+        config = pick(
+            "conv_dgrad",
+            problem,
+            dy.dtype,
+            dy.device,
+            precision,
+            offered=tuning.offered,
+            default=tuning.default,
+            run=lambda config: dgrad(dy, w, alpha, problem, precision=precision, config=config),
+        )
     dx = torch.empty(problem.input_shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
     for launch in plan_dgrad(dy, w, dx, alpha, problem, precision=precision, config=config):
         launch.run()
@@ -62,5 +77,5 @@ def plan_dgrad(
     config: Config | None = None,
 ) -> list[Launch]:
     """The launches of :func:`dgrad`, for channels-last tensors of any device, "meta" included."""
-    config = config or default(problem, dy.dtype, target_of(dy.device))
+    config = config or tuning.default(problem, dy.dtype, target_of(dy.device))
     return plan(dy, w, dx, None, alpha, problem, dgrad=True, relu=False, precision=precision, config=config)

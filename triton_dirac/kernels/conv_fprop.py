@@ -8,11 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from triton_dirac.kernels.gemm_plan import plan
+from triton_dirac.kernels.conv_direct import direct_fprop, prefers_direct
+from triton_dirac.kernels.gemm_plan import WINDOW, plan
 from triton_dirac.kernels.launch import Launch
 from triton_dirac.problem import ConvProblem
+from triton_dirac.tuning import fprop as tuning
 from triton_dirac.tuning.config import Config
-from triton_dirac.tuning.fprop import default
+from triton_dirac.tuning.picks import pick
 from triton_dirac.tuning.targets import target_of
 
 
@@ -44,13 +46,28 @@ def fprop(
 ) -> Tensor:
     """y = relu?(conv(x, w) + bias[k] + alpha[k] * x[n, c(k), centre]), channels-last.
 
-    x (N, C, H, W), w (K, C / groups, R, S), bias (K,) or None; alpha (K,), (1,) or None, float32 or x's dtype.
-    Filter g * K/groups + d reads channel c = g * C/groups + d at tap (R // 2, S // 2) for
+    x (N, C, H, W), w (K, C / groups, R, S), bias (K,) or None; alpha (K,), (1,) or None, float32 or x's
+    dtype. Filter g * K/groups + d reads channel c = g * C/groups + d at tap (R // 2, S // 2) for
     d < min(K, C) / groups; centres outside the image count as 0. Sums are float32; ``precision`` ("ieee",
     "tf32", "tf32x3") is how float32 operands are multiplied.
     """
+    if config is None and (prefers_direct(problem) or max(problem.R, problem.S) > WINDOW):
+        return direct_fprop(x, w, bias, alpha, problem, relu=relu)
     x = x.contiguous(memory_format=torch.channels_last)
     w = w.contiguous(memory_format=torch.channels_last)
+    if config is None:
+        config = pick(
+            "conv_fprop",
+            problem,
+            x.dtype,
+            x.device,
+            precision,
+            offered=tuning.offered,
+            default=tuning.default,
+            run=lambda config: fprop(
+                x, w, bias, alpha, problem, relu=relu, precision=precision, config=config
+            ),
+        )
     y = torch.empty(problem.output_shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     for launch in plan_fprop(x, w, y, bias, alpha, problem, relu=relu, precision=precision, config=config):
         launch.run()
@@ -70,5 +87,5 @@ def plan_fprop(
     config: Config | None = None,
 ) -> list[Launch]:
     """The launches of :func:`fprop`, for channels-last tensors of any device, "meta" included."""
-    config = config or default(problem, x.dtype, target_of(x.device))
+    config = config or tuning.default(problem, x.dtype, target_of(x.device))
     return plan(x, w, y, bias, alpha, problem, dgrad=False, relu=relu, precision=precision, config=config)

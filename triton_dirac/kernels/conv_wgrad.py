@@ -16,11 +16,13 @@ import torch
 import triton
 from torch import Tensor
 
+from triton_dirac.kernels.conv_direct import direct_wgrad, prefers_direct
 from triton_dirac.kernels.conv_wgrad_kernels import reduce_kernel, wgrad_batch_kernel, wgrad_pixel_kernel
 from triton_dirac.kernels.launch import Launch
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning import wgrad as tuning
 from triton_dirac.tuning.config import Config
+from triton_dirac.tuning.picks import pick
 from triton_dirac.tuning.targets import target_of
 
 INT32_LIMIT = 2**31 - 1
@@ -174,8 +176,19 @@ def wgrad(
     dy = dy.contiguous(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
     target = target_of(x.device)
+    if config is None and split_k is None and prefers_direct(problem):
+        return direct_wgrad(dy, x, problem, dtype=dtype)
     if config is None:
-        config = tuning.default(problem, x.dtype, target)
+        config = pick(
+            "conv_wgrad",
+            problem,
+            x.dtype,
+            x.device,
+            precision,
+            offered=tuning.offered,
+            default=tuning.default,
+            run=lambda config: wgrad(dy, x, problem, dtype=dtype, precision=precision, config=config),
+        )
     if split_k is None:
         split_k = tuning.split_k(problem, config, target)
     dw = torch.empty(problem.weight_shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +12,9 @@ import triton
 
 # Triton decides when a kernel is decorated, so what held at import is what holds.
 INTERPRETED: bool = triton.knobs.runtime.interpret
+# The interpreter puts its own functions into triton.language while a kernel runs: one kernel at a time.
+_INTERPRETER = threading.RLock()
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -28,5 +33,7 @@ class Launch:
 
     def run(self) -> None:
         """Launch on the tensors' device; nothing is launched for an empty grid."""
-        if all(self.grid):
+        if not all(self.grid):
+            return
+        with _INTERPRETER if INTERPRETED else nullcontext():
             self.kernel[self.grid](**self.args, **self.constexprs, **self.options)

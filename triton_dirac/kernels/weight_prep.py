@@ -24,17 +24,14 @@ from torch import Tensor
 from triton_dirac.kernels.launch import Launch
 from triton_dirac.kernels.weight_prep_rows import backward_rows, prepare_rows
 
-# The same for every launch, so that a row is summed in the same order, to the same bits, however many rows
-# and layers share its launch. More than one at any rate: change_layout.
-NUM_WARPS = 8
-# Nor may a compiler contract products and sums in one launch and not in another.
-OPTIONS = {"num_warps": NUM_WARPS, "enable_fp_fusion": False}
+# Warps and tile depend on the row alone, and no compiler may contract products and sums in one launch and not
+# in another: a row gives the same bits whatever it is launched with. change_layout needs more than one warp.
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+TILE = 4096  # elements of a program, 16 a thread: short rows are taken several at once
+LEAST_BLOCK = 32  # columns; bounds the rows of a program, of which each thread keeps alpha, beta, norm, ...
 # Longest row that is kept in registers, 32 elements a thread, of 32 bits and of 64 (backward keeps two such
 # rows). Longer rows are read a second time.
 LONGEST_ROW = {4: 8192, 8: 4096}
-LEAST_BLOCK = 32  # columns: bounds the rows of a tile, of which each thread keeps alpha, beta, norm, ...
-# Least elements of a tile: 8 a thread, one 16-byte vector of the narrowest dtype.
-LEAST_TILE = 2048
 
 
 @triton.jit
@@ -102,14 +99,14 @@ class RowTile:
     align: int  # a power of two, up to 16, that divides the row length
 
     @classmethod
-    def of(cls, length: int, itemsize: int, least: int = LEAST_TILE) -> RowTile:
-        """``least``: elements a program should have; short rows are taken several at once."""
+    def of(cls, length: int, itemsize: int) -> RowTile:
+        """The tile for rows of ``length`` elements whose weights have ``itemsize`` bytes."""
         longest = LONGEST_ROW[max(4, itemsize)]
         align = math.gcd(length, 16)
         if length > longest:
             return cls(1, longest, True, align)
         block = max(LEAST_BLOCK, triton.next_power_of_2(length))
-        return cls(max(1, min(least, longest) // block), block, False, align)
+        return cls(max(1, TILE // block), block, False, align)
 
     @property
     def constexprs(self) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from triton_dirac.kernels.weight_prep import Filters, RowTile, norm_dtype
 
-# Elements of a program, but for nets with longer rows: 800 programs for the 1.8 M weights of DiracNet-34-2.
-TILE = 4096
 ALIGNMENT = 128  # bytes, of every layer's place in a flat output
 
 TRITON_DTYPES = {
@@ -100,15 +98,13 @@ class LayersPlan:
 
     def __init__(self, specs: tuple[LayerSpec, ...], backward: bool) -> None:
         self.specs = specs
-        longest = max((RowTile.of(s.filters.length, s.norm.itemsize).block for s in specs), default=1)
-        least = max(TILE, longest)
         self.out, self.norms, self.rows = Flat(), Flat(), Flat()
         self.tiles: list[int] = []
         self._sizes: list[tuple[int, ...]] = []
         kinds: dict[Any, int] = {}
         for layer, spec in enumerate(specs):
             filters, count = spec.filters, (spec.shape[0],)
-            tile = RowTile.of(filters.length, spec.norm.itemsize, least)
+            tile = RowTile.of(filters.length, spec.weight.itemsize)
             kind = kinds.setdefault(_kind(spec, tile, backward), len(kinds))
             first_rows = range(0, filters.filters, tile.rows)
             self.tiles += [layer | kind << 16 | first << 32 for first in first_rows]

@@ -1,6 +1,7 @@
 """DiracNets as trainable modules, and the convolutions they are made of."""
 
+from triton_dirac.models.checkpoints import load_official
 from triton_dirac.models.diracnet import diracnet, diracnet18, diracnet34
 from triton_dirac.models.problems import NamedProblem, conv_problems
 
-__all__ = ["NamedProblem", "conv_problems", "diracnet", "diracnet18", "diracnet34"]
+__all__ = ["NamedProblem", "conv_problems", "diracnet", "diracnet18", "diracnet34", "load_official"]

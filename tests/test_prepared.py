@@ -1,0 +1,174 @@
+"""One launch for a whole network gives the numbers of one launch a layer."""
+
+import copy
+
+import pytest
+import torch
+
+import triton_dirac as td
+from triton_dirac import prepared
+
+BACKENDS = ["torch", "triton"]
+
+
+def random_layers(shapes, dtype=torch.float32):
+    return [
+        (torch.randn(shape).to(dtype), torch.randn(shape[0]), torch.rand(1 if i % 2 else shape[0]))
+        for i, shape in enumerate(shapes)
+    ]
+
+
+SHAPES = [(6, 4, 3, 3), (4, 6, 3), (7, 7, 1, 1), (2, 3, 2, 3, 2)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"identity": False, "dtype": torch.bfloat16}, {"memory_format": torch.channels_last}],
+    ids=["plain", "split-bfloat16", "channels-last"],
+)
+def test_dirac_weights_are_dirac_weight_of_each(options, backend):
+    def run(function):
+        torch.manual_seed(0)
+        layers = [tuple(t.requires_grad_() for t in layer) for layer in random_layers(SHAPES)]
+        outputs = function(layers)
+        torch.autograd.backward(outputs, [torch.randn(o.shape).to(o.dtype) for o in outputs])
+        return outputs, [t.grad for layer in layers for t in layer]
+
+    def one_by_one(layers):
+        own = dict(options)
+        if own.pop("memory_format", None):
+            formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+            return [
+                td.dirac_weight(*x, memory_format=formats.get(x[0].dim()), backend=backend, **own)
+                for x in layers
+            ]
+        return [td.dirac_weight(*x, backend=backend, **own) for x in layers]
+
+    (outputs, grads), (expected, expected_grads) = (
+        run(lambda layers: td.dirac_weights(layers, backend=backend, **options)),
+        run(one_by_one),
+    )
+    for mine, theirs in zip(outputs, expected, strict=True):
+        assert torch.equal(mine, theirs)
+        assert mine.dtype == theirs.dtype
+    for mine, theirs in zip(grads, expected_grads, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_double_backward():
+    layers = random_layers([(3, 2, 3), (2, 3, 1, 2)], torch.float64)
+    tensors = [t.double().requires_grad_() for layer in layers for t in layer]
+
+    def run(*tensors):
+        return tuple(td.dirac_weights(list(zip(*[iter(tensors)] * 3, strict=True)), backend="triton"))
+
+    assert torch.autograd.gradgradcheck(run, tensors)
+
+
+@pytest.mark.parametrize(
+    "layers, options, error, message",
+    [
+        (
+            [(torch.ones(2, 2, 3), torch.ones(2))],
+            {},
+            ValueError,
+            r"layers\[0\] must be \(weight, alpha, beta\)",
+        ),
+        (
+            [*random_layers([(2, 2, 3)]), (torch.ones(2, 2, 3), torch.ones(3), torch.ones(2))],
+            {},
+            ValueError,
+            r"layers\[1\]: alpha must have shape \(2,\) or \(1,\), got \(3,\)",
+        ),
+        (
+            random_layers([(2, 2, 3)]),
+            {"groups": [1, 1]},
+            ValueError,
+            "groups must be an integer or one for each",
+        ),
+        (
+            random_layers([(2, 2, 3)]),
+            {"dtype": torch.int8},
+            TypeError,
+            "dtype must be a floating-point dtype",
+        ),
+        (
+            random_layers([(2, 2, 3)]),
+            {"memory_format": torch.channels_last_3d},
+            ValueError,
+            "memory_format must be None",
+        ),
+    ],
+)
+def test_wrong_arguments(layers, options, error, message):
+    with pytest.raises(error, match=message):
+        td.dirac_weights(layers, **options)
+
+
+def test_no_layers():
+    for backend in BACKENDS:
+        assert td.dirac_weights([], backend=backend) == []
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_net_trains_the_same(backend, autocast):
+    layers = [td.DiracConv2d(c, c + 2, 3, padding=1, backend=backend) for c in (3, 5, 7)]
+    net = torch.nn.Sequential(*layers)
+    twin = copy.deepcopy(net)
+    images = torch.randn(1, 3, 4, 4)
+
+    def step(net):
+        with torch.autocast("cpu", enabled=autocast):
+            output = net(images)
+        output.float().square().sum().backward()
+        return output.detach()
+
+    with prepared(net):
+        first = step(net)
+        second = step(net)  # prepared anew: a graph is walked backward once
+    assert torch.equal(first, second)
+    assert torch.equal(step(twin), first)
+    step(twin)
+    for (name, mine), theirs in zip(net.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_module_kinds(backend):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            options = {"padding": 1, "bias": False, "backend": backend}
+            self.one = td.DiracConv1d(4, 4, 3, **options)
+            self.two = td.DiracConv2d(4, 6, 3, **options, groups=2)
+            self.three = td.DiracConv3d(2, 3, 3, **options)
+
+        def forward(self, x):
+            y = self.two(self.one(x).unflatten(2, (4, 2)))
+            return self.three(y.unflatten(1, (2, 3)))
+
+    net, image = Net(), torch.randn(2, 4, 8)
+    expected = net(image)
+    with prepared(net):
+        assert torch.equal(net(image), expected)
+    assert all(module.prepared is None for module in (net.one, net.two, net.three))
+
+
+def test_a_model_without_dirac_layers_is_refused():
+    with (
+        pytest.raises(ValueError, match="model must contain Dirac convolutions, got Linear"),
+        prepared(torch.nn.Linear(2, 2)),
+    ):
+        pass
+
+
+def test_weights_are_fresh_after_an_optimiser_step():
+    net = td.DiracConv2d(3, 3, 3, padding=1)
+    image = torch.randn(1, 3, 5, 5)
+    with prepared(net):
+        before = net(image)
+        with torch.no_grad():
+            net.alpha.add_(1)
+        assert not torch.equal(net(image), before)
