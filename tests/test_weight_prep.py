@@ -279,7 +279,7 @@ def test_plans_take_meta_tensors_and_are_one_launch():
     forward = plan_weight_prep(weight, vector, vector, weight, vector)
     backward = plan_weight_prep_backward(weight, weight, vector, vector, weight, vector, vector)
     assert len(forward) == len(backward) == 1
-    assert forward[0].grid == backward[0].grid == (80,)
+    assert forward[0].grid == backward[0].grid == (40,)
 
 
 def test_bytes_are_one_read_and_one_write():
