@@ -64,9 +64,7 @@ def fprop(
             precision,
             offered=tuning.offered,
             default=tuning.default,
-            run=lambda config: fprop(
-                x, w, bias, alpha, problem, relu=relu, precision=precision, config=config
-            ),
+            run=lambda config: fprop(x, w, bias, alpha, problem, relu=relu, precision=precision, config=config),
         )
     y = torch.empty(problem.output_shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     for launch in plan_fprop(x, w, y, bias, alpha, problem, relu=relu, precision=precision, config=config):
