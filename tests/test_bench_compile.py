@@ -9,12 +9,14 @@ import pytest
 
 from bench.compile import amdgcn, loops, sass
 from bench.compile.counts import count
-from bench.compile.jobs import KERNELS, Job
+from bench.compile.jobs import KERNELS, Job, jobs_of_layer
 from bench.compile.pool import Pool
 from bench.compile.run import distinct_rows, rows_of
 from bench.compile.table import write_json
+from bench.layers import Layer
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning.config import Config
+from triton_dirac.tuning.targets import TARGETS
 
 PROBLEM = ConvProblem(8, 64, 16, 16, 64, 3, 3, padding=(1, 1, 1, 1))
 
@@ -126,7 +128,7 @@ def test_loop_of_a_dot_without_matrix_instructions_is_counted_by_multiply_adds()
 
 
 @pytest.mark.parametrize(
-    ("op", "kind"),
+    "op, kind",
     [
         ("HMMA.16816.F32.BF16", "mma.sync"),
         ("HMMA.1688.F32.TF32", "mma.sync"),
@@ -142,7 +144,7 @@ def test_sass_matrix_kinds(op, kind):
 
 
 @pytest.mark.parametrize(
-    ("isa", "op", "access"),
+    "isa, op, access",
     [
         (sass, "LDG.E.128.CONSTANT", ("load", 16)),
         (sass, "LDG.E", ("load", 4)),
@@ -201,7 +203,7 @@ def rows() -> list[dict]:
     )
 
 
-@pytest.mark.parametrize(("index", "mma"), [(0, "mma.sync"), (1, "wgmma"), (2, "mfma")])
+@pytest.mark.parametrize("index, mma", [(0, "mma.sync"), (1, "wgmma"), (2, "mfma")])
 def test_gemm_is_compiled_and_read(rows, index, mma):
     row = rows[index]
     assert (row["ok"], row["error"], row["mma"]) == (True, None, mma)
@@ -260,6 +262,13 @@ def test_hanging_compiler_is_stopped_and_the_next_kernel_compiled():
     assert after["ok"]
 
 
+def test_descriptors_are_compiled_where_they_are_copied_by_hardware():
+    layer = Layer("net", True, 1, 8, PROBLEM)
+    kernels = ["conv_fprop gather", "conv_fprop tile"]
+    on = {target: len(jobs_of_layer(layer, kernels, "bfloat16", target)) for target in TARGETS}
+    assert on == {t: 2 if t in ("cuda:90", "cuda:100", "cuda:120") else 1 for t in TARGETS}
+
+
 def test_jobs_cross_to_workers_unchanged():
     assert Job.from_json(json.loads(json.dumps(gemm("cuda:90").to_json()))) == gemm("cuda:90")
 
@@ -278,8 +287,7 @@ def test_ratio_is_to_the_floor_of_the_same_tile():
         row | {"kernel": loops.FLOOR, "config": "128x128x64 w8 s3 gather", "loop_instructions_per_mma": 2.0},
         row | {"kernel": loops.FLOOR, "config": "128x64x64 w4 s4 gather", "loop_instructions_per_mma": 4.0},
         row | {"kernel": "conv_wgrad", "config": "128x64x64 w4 s4 split 3", "loop_instructions_per_mma": 5.0},
-        row
-        | {"kernel": "FlagGems NHWC", "config": "128x64x64 w4 s4 gather", "loop_instructions_per_mma": None},
+        row | {"kernel": "FlagGems NHWC", "config": "128x64x64 w4 s4 gather", "loop_instructions_per_mma": None},
     ]
     loops.add_ratios(found)
     assert [r["ratio_to_floor"] for r in found] == [1.0, 1.0, 1.25, None]

@@ -27,9 +27,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kernels", help=f"comma-separated parts of names; all: {', '.join(KERNELS)}")
     parser.add_argument("--nets", help=names + ",".join(NETS))
     parser.add_argument("--layers", help="comma-separated parts of layer names; default: see --all")
-    parser.add_argument(
-        "--dtypes", help=f"{names}bfloat16, and float32,tf32 for one layer; also float16, tf32x3"
-    )
+    parser.add_argument("--dtypes", help=f"{names}bfloat16, and float32,tf32 for one layer; also float16, tf32x3")
     every = "every layer in every dtype, not only each net's stem and the Dirac layer with the most work"
     parser.add_argument("--all", action="store_true", help=every)
     parser.add_argument("--loops", action="store_true", help="main loops at equal tiles, beside a plain GEMM")
@@ -88,7 +86,7 @@ def main() -> None:
     output = console()
     if options.loops:
         targets, dtypes = split(options.targets) or loops.TARGETS, split(options.dtypes) or loops.DTYPES
-        jobs = loops.jobs_of(targets, dtypes, options.kernels or "")
+        jobs = loops.jobs_of(targets, dtypes, split(options.kernels) or [""])
     else:
         jobs = jobs_of(options)
     rows = rows_of(jobs, workers=options.jobs, timeout=options.timeout)

@@ -62,11 +62,17 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def has_tma(target: str) -> bool:
+    """Whether hardware copies tensor tiles; elsewhere Triton emulates descriptors, at 3 to 12 times the floor."""
+    kind, arch = target.split(":")
+    return kind == "cuda" and int(arch) >= 90
+
+
 def jobs_of_layer(layer: Layer, kernels: Sequence[str], dtype: str, target: str) -> list[Job]:
     """A job for each of ``kernels`` that runs for such a layer, on the problem that the kernel is meant for.
 
-    Only Dirac weights are prepared, images have no gradient, descriptors need stride 1. No net has a
-    depthwise convolution, so the direct kernels get the layer's depthwise twin.
+    Only Dirac weights are prepared, images have no gradient, the tile loader needs stride 1 and TMA. No net
+    has a depthwise convolution, so the direct kernels get the layer's depthwise twin.
     """
     jobs = []
     for kernel in kernels:
@@ -78,7 +84,7 @@ def jobs_of_layer(layer: Layer, kernels: Sequence[str], dtype: str, target: str)
             continue
         if kernel.startswith("conv_dgrad") and not layer.dirac:
             continue
-        if kernel.endswith("tile") and problem.stride != (1, 1):
+        if kernel.endswith("tile") and (problem.stride != (1, 1) or not has_tma(target)):
             continue
         if kernel.startswith("conv_direct"):
             problem, name = replace(problem, K=problem.C, groups=problem.C), f"{name} depthwise"

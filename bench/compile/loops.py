@@ -18,7 +18,7 @@ from bench.layers import Layer
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning.config import Config
 
-from .jobs import KERNELS, PEERS, Job
+from .jobs import KERNELS, PEERS, Job, has_tma
 
 FLOOR = "GEMM, no masks"
 TILES = (
@@ -41,9 +41,12 @@ CONVOLUTIONS = {name: planner for name, planner in KERNELS.items() if "gather" i
 CONVOLUTIONS["conv_wgrad"] = KERNELS["conv_wgrad"]
 
 
-def jobs_of(targets: Sequence[str] = TARGETS, dtypes: Sequence[str] = DTYPES, kernels: str = "") -> list[Job]:
-    """All jobs of the table; ``kernels`` is a part of the names wanted beside the GEMMs."""
-    wanted = {name: planner for name, planner in (PEERS | CONVOLUTIONS).items() if kernels in name}
+def jobs_of(
+    targets: Sequence[str] = TARGETS, dtypes: Sequence[str] = DTYPES, kernels: Sequence[str] = ("",)
+) -> list[Job]:
+    """All jobs of the table; ``kernels`` are parts of the names wanted beside the GEMMs."""
+    candidates = PEERS | CONVOLUTIONS
+    wanted = {name: candidates[name] for name in candidates if any(part in name for part in kernels)}
     return [
         Job(
             *(kernel, planner, layer.net, layer.name, dtype, target, layer.problem, layer.count),
@@ -54,6 +57,7 @@ def jobs_of(targets: Sequence[str] = TARGETS, dtypes: Sequence[str] = DTYPES, ke
         for tile in TILES
         for layer in (Layer(net, True, 1, problem.N, problem) for net, problem in LAYERS)
         for kernel, (planner, arguments) in (GEMMS | wanted).items()
+        if has_tma(target) or not kernel.endswith("tile")
     ]
 
 
@@ -62,9 +66,7 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
     key = ("layer", "dtype", "target", "tile")
     for row in rows:
         row["tile"] = " ".join(row["config"].split()[:3])
-    floors = {
-        tuple(row[k] for k in key): row["loop_instructions_per_mma"] for row in rows if row["kernel"] == FLOOR
-    }
+    floors = {tuple(row[k] for k in key): row["loop_instructions_per_mma"] for row in rows if row["kernel"] == FLOOR}
     for row in rows:
         floor, found = floors.get(tuple(row[k] for k in key)), row["loop_instructions_per_mma"]
         row["ratio_to_floor"] = found / floor if found and floor else None
@@ -85,9 +87,7 @@ def print_rows(rows: list[dict[str, Any]], console: Console) -> None:
         for (kernel, layer), found in cells.items():
             table.add_row(kernel, layer, *found.values())
         console.print(table)
-        errors = (
-            f"{row['kernel']}: {row['error']}" for row in rows if row["target"] == target and row["error"]
-        )
+        errors = (f"{row['kernel']}: {row['error']}" for row in rows if row["target"] == target and row["error"])
         for error in dict.fromkeys(errors):
             console.print(f"  {error}", style="red", no_wrap=True, overflow="ellipsis", markup=False)
 
@@ -95,7 +95,8 @@ def print_rows(rows: list[dict[str, Any]], console: Console) -> None:
 def _cell(row: dict[str, Any]) -> str:
     """e.g. ``2.48 (1.10x) TMA``; what a good loop has not is said: spills, more loops than one."""
     if row["loop_instructions_per_mma"] is None:
-        return "not installed" if "NotInstalled" in (row["error"] or "") else "failed"
+        missing = "not installed" if "NotInstalled" in (row["error"] or "") else "failed"
+        return "unrolled" if row["mma"] else missing
     notes = [f"{row['loop_instructions_per_mma']:.2f} ({row['ratio_to_floor']:.2f}x)"]
     notes += ["TMA"] if row["tma"] else []
     notes += [f"{row['spills']}B spilled, {row['loop_spill_accesses']} in loop"] if row["spills"] else []

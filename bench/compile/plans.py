@@ -51,9 +51,7 @@ def wgrad(job: Job) -> tuple[str, list[Launch]]:
     shape = conv_wgrad.workspace_shape(p, config, split_k)
     workspace = None if shape is None else torch.empty(shape, device="meta")
     dy, x, dw = (empty(shape, dtype) for shape in (p.output_shape, p.input_shape, p.weight_shape))
-    launches = conv_wgrad.plan_wgrad(
-        dy, x, dw, workspace, p, precision=precision(job), config=config, split_k=split_k
-    )
+    launches = conv_wgrad.plan_wgrad(dy, x, dw, workspace, p, precision=precision(job), config=config, split_k=split_k)
     return f"{config.name} split {split_k}", launches
 
 

@@ -49,9 +49,7 @@ def specialise(launch: Launch, target: Target) -> tuple[ASTSource, GPUTarget, di
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     keywords = {**launch.args, **launch.constexprs, **launch.options}
     bound, specialisation, options = bind(**keywords)
-    parsed, signature, constants, attributes = kernel._pack_args(
-        backend, keywords, bound, specialisation, options
-    )
+    parsed, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialisation, options)
     return ASTSource(kernel, signature, constants, attributes), gpu, parsed.__dict__
 
 
@@ -119,10 +117,14 @@ def main() -> None:
 
 
 def describe(error: BaseException) -> str:
-    """The error's kind and what it says first: Triton quotes source lines and whole listings after that."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = f" <- {describe(error.__cause__)}" if error.__cause__ is not None else ""
-    return f"{type(error).__name__}: {' | '.join(lines[:6])[:600]}{cause}"
+    """The first cause's kind and words, and where: Triton quotes pages of source between them."""
+    cause, where = error, ""
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip(" ^")]
+    if cause is not error or len(lines) > 3:
+        where = f" ({str(error).strip().splitlines()[0]})"
+    return f"{type(cause).__name__}: {' | '.join(lines[-2:])[:500]}{where}"
 
 
 if __name__ == "__main__":
