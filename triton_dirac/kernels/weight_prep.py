@@ -24,8 +24,8 @@ from torch import Tensor
 from triton_dirac.kernels.launch import Launch
 from triton_dirac.kernels.weight_prep_rows import backward_rows, prepare_rows
 
-# Warps and tile depend on the row alone, and no compiler may contract products and sums in one launch and not
-# in another: a row gives the same bits whatever it is launched with. change_layout needs more than one warp.
+# Warps and tile depend on the row alone and nothing is contracted, so that a row is summed in the same order
+# alone and among other layers. change_layout needs more than one warp.
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 TILE = 4096  # elements of a program, 16 a thread: short rows are taken several at once
 LEAST_BLOCK = 32  # columns; bounds the rows of a program, of which each thread keeps alpha, beta, norm, ...
