@@ -1,13 +1,15 @@
-"""Direct convolution kernels for depthwise and tiny groups: no matrix instructions, one program per tile of pixels
-and channels of all groups together, so that loads stay contiguous in channels_last however small a group is.
+"""Direct convolution kernels for depthwise and tiny groups: no matrix instructions.
+
+A program has a tile of pixels and of channels of all groups together, so that loads stay contiguous in
+channels_last however small a group is.
 
     fprop   y[n, p, q, k]  = relu?(sum over r, s, j of x[n, h, w, g(k)*Cg + j] * w[k, j, r, s] + bias[k])
     dgrad   dx[n, h, w, c] = sum over r, s, m of dy[n, p, q, g(c)*Kg + m] * w[g(c)*Kg + m, c - g(c)*Cg, r, s]
     wgrad   dw[k, j, r, s] = sum over n, p, q of dy[n, p, q, k] * x[n, h, w, g(k)*Cg + j]
 
-with h = p*sh - top + r*dh, w = q*sw - left + s*dw, Cg and Kg the channels of a group. The split form's identity is
-alpha[k] added in float32 to the weight of the centre tap. Sums are float32; wgrad's is split over the pixels and
-its parts are added in order by ``reduce_kernel``: no atomics, bitwise the same from run to run.
+with h = p*sh - top + r*dh, w = q*sw - left + s*dw, Cg and Kg the channels of a group. The split form's identity
+is alpha[k] added in float32 to the weight of the centre tap. Sums are float32; wgrad's is split over the pixels
+and its parts are added in order by ``reduce_kernel``: no atomics, bitwise the same from run to run.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def direct_fprop_kernel(
     HAS_BIAS: tl.constexpr, HAS_ALPHA: tl.constexpr, RELU: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """x: (N, H, W, C). w: (K, R, S, Cg). bias, alpha: (K,), alpha_step 0 where alpha is (1,). y: (N, P, Q, K)."""
+    """x: (N, H, W, C). w: (K, R, S, Cg). bias, alpha: (K,); alpha_step 0 for alpha (1,). y: (N, P, Q, K)."""
     tiles = tl.cdiv(K, BLOCK_CHANNELS)
     pixel = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     k = tl.program_id(0) % tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -80,7 +82,7 @@ def direct_dgrad_kernel(
     HAS_ALPHA: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """dy: (N, P, Q, K). w: (K, R, S, Cg). dx: (N, H, W, C); pixels: N*H*W. Each pixel looks for the outputs it fed."""
+    """dy: (N, P, Q, K). w: (K, R, S, Cg). dx: (N, H, W, C). pixels: N*H*W, each seeks the outputs it fed."""
     tiles = tl.cdiv(C, BLOCK_CHANNELS)
     pixel = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     c = tl.program_id(0) % tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -169,9 +171,9 @@ def direct_wgrad_kernel(
 def prefers_direct(problem: ConvProblem) -> bool:
     """Whether the direct kernels suit the problem better than an implicit GEMM: Kg * Cg <= 16.
 
-    The smallest matrix instruction multiplies with 16 x 16 weights of a tap, of which a group fills Kg * Cg, and
-    matrix units have 15 to 16 times the float32 FMA rate (A100 312 to 19.5, H100 SXM 989 to 67 TFLOP/s): up to
-    256 / 16 weights plain FMAs have the higher peak, and only they read whole sectors of a channels_last image.
+    The smallest matrix instruction multiplies with 16 x 16 weights of a tap, of which a group fills Kg * Cg,
+    and matrix units have 15 to 16 times the float32 FMA rate (A100 312 to 19.5, H100 SXM 989 to 67 TFLOP/s):
+    up to 256 / 16 weights plain FMAs have the higher peak, and only they read whole sectors of the image.
     """
     return (problem.K // problem.groups) * (problem.C // problem.groups) <= 16
 
@@ -216,9 +218,7 @@ def plan_direct_fprop(
     return [Launch(direct_fprop_kernel, (tiles,), args, flags | blocks, {"num_warps": 4})]
 
 
-def plan_direct_dgrad(
-    dy: Tensor, w: Tensor, dx: Tensor, alpha: Tensor | None, problem: ConvProblem
-) -> list[Launch]:
+def plan_direct_dgrad(dy: Tensor, w: Tensor, dx: Tensor, alpha: Tensor | None, problem: ConvProblem) -> list[Launch]:
     """The launch of dgrad; dy, w, dx channels_last dense. Shapes as ``direct_dgrad``'s."""
     blocks = _blocks(problem.C)
     pixels = problem.N * problem.H * problem.W
@@ -271,9 +271,7 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(
-        shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
-    )
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def direct_fprop(
@@ -287,8 +285,8 @@ def direct_fprop(
 ) -> Tensor:
     """y = relu?(conv(x, w) + bias + alpha * x[centre tap]), (N, K, P, Q) channels_last.
 
-    x: (N, C, H, W) and w: (K, C/groups, R, S) of one dtype and any memory format; bias (K,) or None; alpha (K,),
-    (1,) or None, in float32 or x's dtype. float32 products are IEEE's whatever torch's TF32 switches say.
+    x: (N, C, H, W) and w: (K, C/groups, R, S) of one dtype and any memory format; bias (K,) or None; alpha
+    (K,), (1,) or None, in float32 or x's dtype. float32 products are IEEE's whatever torch's TF32 switches say.
     """
     y = _empty(problem.output_shape, x)
     _run(plan_direct_fprop(_dense(x), _dense(w), y, bias, alpha, problem, relu=relu))

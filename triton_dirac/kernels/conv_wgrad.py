@@ -2,12 +2,12 @@
 
     dw[k, r, s, c] = sum over n, p, q of dy[n, p, q, k] * x[n, p*sh - top + r*dh, q*sw - left + s*dw, c]
 
-The reduction is split in ``split_k`` parts, each of which writes its own float32 plane of a workspace; a second
-kernel adds the planes in order. No atomics: the result is bitwise the same from run to run. dw is written in
-the weight's own layout, K, R, S, C.
+The reduction is split in ``split_k`` parts, each of which writes its own float32 plane of a workspace; a
+second kernel adds the planes in order. No atomics: the result is bitwise the same from run to run. dw is
+written in the weight's own layout, K, R, S, C.
 
-The config's loader says in which order pixels are walked (``conv_wgrad_kernels`` has both kernels): "batch", one
-pixel of block_k images a step, or "gather", block_k consecutive pixels a step.
+The config's loader says in which order pixels are walked (``conv_wgrad_kernels`` has both kernels): "batch",
+one pixel of block_k images a step, or "gather", block_k consecutive pixels a step.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _vector(width: int, *sizes: int) -> int:
 def _is_linear(problem: ConvProblem) -> bool:
     """Whether x's address is linear in the pixel: the jumps at the ends of rows and images are zero."""
     sh, sw = problem.stride
-    return sh * problem.W == sw * problem.Q and problem.H == sh * problem.P
+    return sh * problem.W == sw * problem.Q and sh * problem.P == problem.H
 
 
 def is_padded(problem: ConvProblem) -> bool:
@@ -194,9 +194,7 @@ def wgrad(
     dw = torch.empty(problem.weight_shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
     shape = workspace_shape(problem, config, split_k)
     workspace = None if shape is None else torch.empty(shape, dtype=torch.float32, device=x.device)
-    launches = plan_wgrad(
-        dy, x, dw, workspace, problem, precision=precision, config=config, split_k=split_k
-    )
+    launches = plan_wgrad(dy, x, dw, workspace, problem, precision=precision, config=config, split_k=split_k)
     for launch in launches:
         launch.run()
     return dw

@@ -24,7 +24,7 @@ _HALF = (
     Config(128, 128, 64, 4, 3, "batch", reason="wide layers: 64x64 a warp, fewest instructions per MMA"),
     Config(128, 64, 64, 4, 4, "batch", reason="C divides by 64, not 128: no mask; two programs a unit"),
     Config(64, 128, 64, 4, 4, "batch", reason="64 filters, or K = 64 mod 128"),
-    Config(64, 64, 64, 4, 3, "batch", reason="64 channels on both sides; more programs for small layers"),
+    Config(64, 64, 64, 4, 2, "batch", reason="small layers; a third stage spills on sm_80 (Triton 3.9)"),
     Config(64, 32, 64, 4, 4, "batch", reason="32 channels, or C = 32 mod 64: no mask"),
     Config(128, 128, 32, 4, 4, "batch", reason="batches of 32, and half the shared memory"),
     Config(64, 64, 32, 4, 4, "batch", reason="batches of 32 on small layers"),
@@ -33,9 +33,10 @@ _HALF = (
     Config(64, 64, 32, 4, 4, "gather", reason="few pixels"),
     Config(64, 32, 64, 4, 4, "gather", reason="few columns: 1x1 windows, stems with 4 or 8 channels"),
 )
-_WIDE = (
+_WGMMA = (
     Config(128, 256, 64, 8, 3, "batch", reason="a quarter less traffic than 128x128 where shared memory allows"),
     Config(256, 128, 64, 8, 3, "batch", reason="the same for K of 256 and more"),
+    Config(64, 64, 64, 4, 4, "batch", reason="small layers, deeper pipeline"),
 )
 _FLOAT = (
     Config(128, 128, 32, 8, 3, "batch", reason="wide layers"),
@@ -62,12 +63,13 @@ def family(target: Target) -> str:
 
 def configs(dtype: torch.dtype, vectors: bool, target: Target) -> list[Config]:
     """All configs of a dtype on a target; ``vectors``: channels divide into 16-byte loads."""
+    chosen: tuple[Config, ...]
     if not vectors:
         chosen = _ODD
     elif dtype.itemsize == 4:
         chosen = _FLOAT
     else:
-        chosen = _HALF + (_WIDE if family(target) in ("cuda:90", "cuda:100") else ())
+        chosen = _HALF + (_WGMMA if family(target) in ("cuda:90", "cuda:100") else ())
     if family(target) == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(replace(config, num_stages=2) for config in chosen)
     return [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
@@ -141,9 +143,7 @@ _PROGRAM_CYCLES = 2000  # to fill the pipeline and store a tile
 _STEP_CYCLES = 50  # a barrier and what does not overlap with the MMAs
 
 
-def estimated_cycles(
-    problem: ConvProblem, dtype: torch.dtype, config: Config, splits: int, target: Target
-) -> float:
+def estimated_cycles(problem: ConvProblem, dtype: torch.dtype, config: Config, splits: int, target: Target) -> float:
     """Clocks by tile arithmetic: waves of programs, each as long as its matrix or its L2 work, and the workspace.
 
     An ordering of configs, not a prediction. Rates: A100, H100, B200 and MI300X datasheets.
