@@ -84,10 +84,10 @@ def test_wrong_arguments_of_conv2d():
 def test_wrong_arguments_of_dirac_weight():
     with pytest.raises(ValueError, match=r"weight must have shape .* got \(6, 4\)"):
         td.dirac_weight(WEIGHT[:, :, 0, 0], ALPHA, BETA)
-    with pytest.raises(TypeError, match="dtype must be a floating-point dtype, got torch.int32"):
+    with pytest.raises(TypeError, match=r"dtype must be a floating-point dtype, got torch\.int32"):
         td.dirac_weight(WEIGHT, ALPHA, BETA, dtype=torch.int32)
     with pytest.raises(
-        ValueError, match="memory_format of a 4-D weight must be .* got torch.channels_last_3d"
+        ValueError, match=r"memory_format of a 4-D weight must be .* got torch\.channels_last_3d"
     ):
         td.dirac_weight(WEIGHT, ALPHA, BETA, memory_format=torch.channels_last_3d)
 

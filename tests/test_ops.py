@@ -30,24 +30,24 @@ def image_and_weight(groups, dtype, requires_grad):
 def test_opcheck_conv2d_with_every_epilogue(geometry, requires_grad):
     image, weight = image_and_weight(geometry[-1], torch.float32, requires_grad)
     bias, alpha = (torch.randn(6, requires_grad=requires_grad) for _ in range(2))
-    opcheck(OPS.conv2d.default, (image, weight, bias, alpha, *geometry, True, "ieee"))
+    opcheck(OPS.conv2d.default, (image, weight, bias, alpha, *geometry, True, "ieee", False))
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_conv2d_with_none(requires_grad):
     image, weight = image_and_weight(1, torch.bfloat16, requires_grad)
-    opcheck(OPS.conv2d.default, (image, weight, None, None, *GEOMETRY["3x3"], False, "default"))
+    opcheck(OPS.conv2d.default, (image, weight, None, None, *GEOMETRY["3x3"], False, "default", True))
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("geometry", GEOMETRY.values(), ids=GEOMETRY)
 def test_opcheck_conv_gradients(geometry, requires_grad):
     image, weight = image_and_weight(geometry[-1], torch.float32, requires_grad)
-    grad = torch.randn(OPS.conv2d(image, weight, None, None, *geometry, False, "ieee").shape)
+    grad = torch.randn(OPS.conv2d(image, weight, None, None, *geometry, False, "ieee", False).shape)
     grad.requires_grad_(requires_grad)
     alpha = torch.randn(6, requires_grad=requires_grad)
-    opcheck(OPS.conv_dgrad.default, (grad, weight, alpha, list(image.shape), *geometry, "ieee"))
-    opcheck(OPS.conv_wgrad.default, (grad, image, list(weight.shape), torch.float32, *geometry, "ieee"))
+    opcheck(OPS.conv_dgrad.default, (grad, weight, alpha, list(image.shape), *geometry, "ieee", False))
+    opcheck(OPS.conv_wgrad.default, (grad, image, list(weight.shape), torch.float32, *geometry, "ieee", False))
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -57,9 +57,7 @@ def test_opcheck_conv_gradients(geometry, requires_grad):
     ids=str,
 )
 def test_opcheck_weight_prep(shape, channels_last, requires_grad):
-    weight, alpha, beta = (
-        torch.randn(size).requires_grad_(requires_grad) for size in (shape, shape[:1], (1,))
-    )
+    weight, alpha, beta = (torch.randn(size).requires_grad_(requires_grad) for size in (shape, shape[:1], (1,)))
     opcheck(OPS.weight_prep.default, (weight, alpha, beta, 1e-12, True, torch.bfloat16, channels_last, 1))
     norm = weight.detach().flatten(1).norm(dim=1)
     grad = torch.randn(shape).requires_grad_(requires_grad)
@@ -98,7 +96,7 @@ def test_the_dispatcher_and_the_short_cut_give_the_same_bits():
     grad = torch.randn(1, 6, 5, 4)
     results = []
     for function in (ops.conv2d, OPS.conv2d):
-        output = function(image, weight, None, None, *geometry, False, "ieee")
+        output = function(image, weight, None, None, *geometry, False, "ieee", False)
         results.append((output, *torch.autograd.grad(output, (image, weight), grad)))
     for short, full in zip(*results, strict=True):
         assert torch.equal(short, full)
@@ -116,7 +114,7 @@ def test_autocast_of_the_operator_keeps_alpha(dtype):
     image, weight = image_and_weight(1, torch.float32, False)
     alpha = torch.full((6,), 1 + 2**-12)
     with torch.autocast("cpu", dtype=dtype):
-        output = OPS.conv2d(image, weight, None, alpha, *GEOMETRY["3x3"], False, "ieee")
+        output = OPS.conv2d(image, weight, None, alpha, *GEOMETRY["3x3"], False, "ieee", False)
     assert output.dtype == dtype
 
 
@@ -136,3 +134,38 @@ def test_compile_fullgraph_and_dynamic_batch(backend, form):
         assert_as_good_as_torch("input", x.grad, y.grad)
     for (name, mine), theirs in zip(layer.named_parameters(), twin.parameters(), strict=True):
         assert_as_good_as_torch(name, mine.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("chosen", ["triton", "torch"])
+def test_auto_takes_what_measured_faster_for_each_pass(chosen, monkeypatch):
+    """With the measurement scripted: both candidates give the right numbers, and the chosen one is run."""
+    asked = []
+
+    def scripted(name, *args, candidates, default, **options):
+        assert default == "triton"
+        assert set(candidates()) == {"triton", "torch"}
+        asked.append(name)
+        return chosen
+
+    monkeypatch.setattr(ops, "choose", scripted)
+    if chosen == "torch":
+        for kernel in ("fprop", "dgrad", "wgrad"):
+            monkeypatch.setattr(ops, kernel, lambda *args, **options: pytest.fail("the slower one was run"))
+    geometry = ((1, 2), (1, 1, 0, 2), (1, 1), 1)
+    image, weight = image_and_weight(1, torch.float32, True)
+    alpha = torch.randn(6, requires_grad=True)
+    output = ops.conv2d(image, weight, None, alpha, *geometry, True, "ieee", True)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    grad = torch.randn(output.shape)
+    results = (output, *torch.autograd.grad(output, (image, weight, alpha), grad))
+    x, w, a = (t.detach().double().requires_grad_() for t in (image, weight, alpha))
+    padded = torch.nn.functional.pad(x, (0, 2, 1, 1))
+    expected = reference.conv2d(padded, w, None, (1, 2), 0, alpha=a, activation="relu")
+    for name, mine, theirs in zip(
+        ("output", "input", "weight", "alpha"),
+        results,
+        (expected, *torch.autograd.grad(expected, (x, w, a), grad.double())),
+        strict=True,
+    ):
+        assert_as_good_as_torch(f"{chosen} {name}", mine.detach(), theirs.detach())
+    assert asked == ["conv_fprop backend", "conv_dgrad backend", "conv_wgrad backend"]

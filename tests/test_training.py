@@ -196,7 +196,7 @@ def test_vmap_and_forward_mode_say_that_they_do_not_work():
     layer, images = DiracConv2d(2, 2, 3, 1, backend="triton"), torch.randn(2, 1, 2, 3, 3)
     with pytest.raises(RuntimeError, match="vmap"):
         torch.vmap(layer)(images)
-    with pytest.raises(RuntimeError, match="forward mode|forward-mode|jvp"):
+    with pytest.raises(RuntimeError, match=r"forward mode|forward-mode|jvp"):
         torch.func.jvp(layer, (images[0],), (images[0],))
 
 

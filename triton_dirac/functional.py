@@ -74,9 +74,7 @@ def dirac_weight(
     channels_last = _wants_channels_last(weight, memory_format)
     if use_triton(backend, weight.dtype, weight.device, PREP_DTYPES):
         return ops.weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups)
-    prepared = torch_backend.dirac_weight(
-        weight, alpha, beta, eps=eps, identity=identity, dtype=dtype, groups=groups
-    )
+    prepared = torch_backend.dirac_weight(weight, alpha, beta, eps=eps, identity=identity, dtype=dtype, groups=groups)
     return prepared.contiguous(memory_format=_format(weight.dim(), channels_last))
 
 
@@ -189,7 +187,8 @@ def conv2d(
     if alpha is not None:
         _check_per_filter("alpha", alpha, weight.shape[0], "input", input.dtype)
     call = _check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision)
-    return _run(call, weight, bias, alpha, use_triton(backend, input.dtype, input.device))
+    on_triton = use_triton(backend, input.dtype, input.device)
+    return _run(call, weight, bias, alpha, on_triton, backend == "auto")
 
 
 def dirac_conv2d(
@@ -249,7 +248,7 @@ def dirac_conv2d(
         groups=groups,
         backend="triton" if on_triton else "torch",
     )
-    return _run(call, prepared, bias, alpha if split else None, on_triton)
+    return _run(call, prepared, bias, alpha if split else None, on_triton, backend == "auto")
 
 
 class _Call(NamedTuple):
@@ -262,9 +261,7 @@ class _Call(NamedTuple):
     squeeze: bool
 
 
-def _check_call(
-    input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision
-) -> _Call:
+def _check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision) -> _Call:
     _check_same_device(input=input, weight=weight, bias=bias, alpha=alpha)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or 'relu', got {activation!r}")
@@ -289,12 +286,12 @@ def _check_call(
     return _Call(batched, problem, activation == "relu", precision or "default", squeeze)
 
 
-def _run(call: _Call, weight: Tensor, bias: Tensor | None, alpha: Tensor | None, on_triton: bool) -> Tensor:
+def _run(call: _Call, weight: Tensor, bias: Tensor | None, alpha: Tensor | None, on_triton: bool, auto: bool) -> Tensor:
     """The checked convolution; ``alpha`` is the split form's identity term."""
     problem = call.problem
     if on_triton:
         geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
-        output = ops.conv2d(call.batched, weight, bias, alpha, *geometry, call.relu, call.precision)
+        output = ops.conv2d(call.batched, weight, bias, alpha, *geometry, call.relu, call.precision, auto)
     else:
         bias = None if bias is None else bias.to(weight.dtype)
         output = torch_backend.conv2d(call.batched, weight, bias, alpha, problem, relu=call.relu)
@@ -372,9 +369,7 @@ def _check_dirac_arguments(weight, alpha, beta, eps, groups, ranks) -> None:
         raise TypeError(f"weight must be floating-point, got {weight.dtype}")
     filters = weight.shape[0]
     if not isinstance(groups, int) or groups < 1 or filters % groups:
-        raise ValueError(
-            f"groups must be a positive integer that divides weight's {filters} filters, got {groups!r}"
-        )
+        raise ValueError(f"groups must be a positive integer that divides weight's {filters} filters, got {groups!r}")
     _check_per_filter("alpha", alpha, filters, "weight", weight.dtype)
     _check_per_filter("beta", beta, filters, "weight", weight.dtype)
     _check_same_device(weight=weight, alpha=alpha, beta=beta)
@@ -436,9 +431,7 @@ def autocast_dtype(input: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type)
 
 
-def use_triton(
-    backend: str, dtype: torch.dtype, device: torch.device, accepted: tuple = TRITON_DTYPES
-) -> bool:
+def use_triton(backend: str, dtype: torch.dtype, device: torch.device, accepted: tuple = TRITON_DTYPES) -> bool:
     """Whether the Triton kernels are to run; an error where they are asked for and cannot."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")

@@ -26,8 +26,10 @@ from triton_dirac.kernels.weight_prep import weight_prep as launch_weight_prep
 from triton_dirac.kernels.weight_prep import weight_prep_backward as launch_weight_prep_backward
 from triton_dirac.kernels.weight_prep_multi import weight_prep_multi, weight_prep_multi_backward
 from triton_dirac.problem import ConvProblem
+from triton_dirac.tuning.picks import choose
 
 NAMESPACE = "triton_dirac"
+_PLAIN = (Tensor, torch.nn.Parameter)
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
@@ -100,22 +102,18 @@ def _twin_gradient(twin: Callable) -> tuple[Callable, Callable]:
 
 
 def _register_gradient(name: str, backward: Callable, setup_context: Callable) -> None:
-    torch.library.register_autograd(
-        f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
-    )
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
 
 
 def _channels_last(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(
-        tuple(shape), dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
-    )
+    return torch.empty(tuple(shape), dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether the tensors are ordinary ones and nothing is tracing: the dispatcher has nothing to add."""
-    return torch._C._len_torch_dispatch_stack() == 0 and all(
-        tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors
-    )
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
 
 
 # --- weight preparation -----------------------------------------------------------------------------------
@@ -140,9 +138,7 @@ def _prep_fake(weight, alpha, beta, eps, identity, dtype, channels_last, groups)
 
 
 def _prep_backward_run(grad, weight, alpha, beta, norm, eps, identity, groups):
-    return launch_weight_prep_backward(
-        grad, weight, alpha, beta, norm, eps=eps, identity=identity, groups=groups
-    )
+    return launch_weight_prep_backward(grad, weight, alpha, beta, norm, eps=eps, identity=identity, groups=groups)
 
 
 def _prep_backward_fake(grad, weight, alpha, beta, norm, eps, identity, groups):
@@ -199,73 +195,110 @@ def _launched_precision(precision: str, dtype: torch.dtype) -> str:
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
-def _conv_run(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision):
-    problem = problem_of(image.shape, weight.shape, stride, padding, dilation, groups)
-    return fprop(
-        image, weight, bias, alpha, problem, relu=relu, precision=_launched_precision(precision, image.dtype)
+def _fastest(kernel: str, problem: ConvProblem, image: Tensor, precision: str, auto: bool, ours, torchs) -> Tensor:
+    """ours(), or torchs() (cuDNN) where ``auto`` may choose and it was measured to be faster for this problem."""
+    if not auto or precision not in ("ieee", _launched_precision("default", image.dtype)):
+        return ours()
+    names = {"triton": ours, "torch": torchs}
+    name = choose(
+        f"{kernel} backend",
+        problem,
+        image.dtype,
+        image.device,
+        precision,
+        candidates=lambda: names,
+        default="triton",
     )
+    return names[name]()
 
 
-def _conv_fake(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision):
+def _conv_run(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto):
+    problem = problem_of(image.shape, weight.shape, stride, padding, dilation, groups)
+    precision = _launched_precision(precision, image.dtype)
+
+    def ours() -> Tensor:
+        return fprop(image, weight, bias, alpha, problem, relu=relu, precision=precision)
+
+    def torchs() -> Tensor:
+        native = image.contiguous(memory_format=torch.channels_last)
+        return torch_backend.conv2d(native, weight, bias, alpha, problem, relu=relu)
+
+    return _fastest("conv_fprop", problem, image, precision, auto, ours, torchs)
+
+
+def _conv_fake(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto):
     problem = _symbolic_problem(image.shape, weight.shape, stride, padding, dilation, groups)
     return _channels_last(problem.output_shape, image)
 
 
-def _dgrad_run(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision):
+def _dgrad_run(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision, auto):
     problem = problem_of(image_shape, weight.shape, stride, padding, dilation, groups)
-    return dgrad(grad, weight, alpha, problem, precision=_launched_precision(precision, grad.dtype))
+    precision = _launched_precision(precision, grad.dtype)
+
+    def ours() -> Tensor:
+        return dgrad(grad, weight, alpha, problem, precision=precision)
+
+    def torchs() -> Tensor:
+        native = grad.contiguous(memory_format=torch.channels_last)
+        return torch_backend.conv_dgrad(native, weight, alpha, problem)
+
+    return _fastest("conv_dgrad", problem, grad, precision, auto, ours, torchs)
 
 
-def _dgrad_fake(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision):
+def _dgrad_fake(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision, auto):
     return _channels_last(image_shape, grad)
 
 
-def _dgrad_twin(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision):
+def _dgrad_twin(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision, auto):
     problem = _symbolic_problem(image_shape, weight.shape, stride, padding, dilation, groups)
-    image = grad.new_zeros(tuple(image_shape)).requires_grad_()
-    output = torch_backend.conv2d(image, weight, None, alpha, problem, relu=False)
-    return torch.autograd.grad(output, image, grad, create_graph=True)[0]
+    return torch_backend.conv_dgrad(grad, weight, alpha, problem)
 
 
-def _wgrad_run(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision):
+def _wgrad_run(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision, auto):
     problem = problem_of(image.shape, weight_shape, stride, padding, dilation, groups)
     precision = _launched_precision(precision, grad.dtype)
-    return wgrad(grad, image, problem, dtype=dtype, precision=precision)
+
+    def ours() -> Tensor:
+        return wgrad(grad, image, problem, dtype=dtype, precision=precision)
+
+    def torchs() -> Tensor:
+        native = (t.contiguous(memory_format=torch.channels_last) for t in (grad, image))
+        return torch_backend.conv_wgrad(*native, problem).to(dtype)
+
+    return _fastest("conv_wgrad", problem, grad, precision, auto, ours, torchs)
 
 
-def _wgrad_fake(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision):
+def _wgrad_fake(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision, auto):
     return _channels_last(weight_shape, grad, dtype)
 
 
-def _wgrad_twin(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision):
+def _wgrad_twin(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision, auto):
     problem = _symbolic_problem(image.shape, weight_shape, stride, padding, dilation, groups)
-    weight = image.new_zeros(tuple(weight_shape)).requires_grad_()
-    output = torch_backend.conv2d(image, weight, None, None, problem, relu=False)
-    return torch.autograd.grad(output, weight, grad, create_graph=True)[0].to(dtype)
+    return torch_backend.conv_wgrad(grad, image, problem).to(dtype)
 
 
 _conv2d = _define(
     f"conv2d(Tensor image, Tensor weight, Tensor? bias, Tensor? alpha, {_GEOMETRY}, bool relu, "
-    "str precision) -> Tensor",
+    "str precision, bool auto) -> Tensor",
     _conv_run,
     _conv_fake,
 )
 _conv_dgrad = _define(
     f"conv_dgrad(Tensor grad, Tensor weight, Tensor? alpha, SymInt[] image_shape, {_GEOMETRY}, "
-    "str precision) -> Tensor",
+    "str precision, bool auto) -> Tensor",
     _dgrad_run,
     _dgrad_fake,
 )
 _conv_wgrad = _define(
     f"conv_wgrad(Tensor grad, Tensor image, SymInt[] weight_shape, ScalarType dtype, {_GEOMETRY}, "
-    "str precision) -> Tensor",
+    "str precision, bool auto) -> Tensor",
     _wgrad_run,
     _wgrad_fake,
 )
 
 
 def _conv_setup(ctx, inputs, output):
-    image, weight, bias, alpha, *ctx.geometry, ctx.relu, ctx.precision = inputs
+    image, weight, bias, alpha, *ctx.geometry, ctx.relu, ctx.precision, ctx.auto = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(image, weight, alpha, output if ctx.relu else None)
 
@@ -279,15 +312,15 @@ def _conv_backward(ctx, grad):
     dimage = dweight = dbias = dalpha = None
     if need_image:
         run = _dgrad_run if direct else _conv_dgrad
-        dimage = run(grad, weight, alpha, image.shape, *ctx.geometry, ctx.precision)
+        dimage = run(grad, weight, alpha, image.shape, *ctx.geometry, ctx.precision, ctx.auto)
     if need_weight:
         run = _wgrad_run if direct else _conv_wgrad
-        dweight = run(grad, image, weight.shape, weight.dtype, *ctx.geometry, ctx.precision)
+        dweight = run(grad, image, weight.shape, weight.dtype, *ctx.geometry, ctx.precision, ctx.auto)
     if need_bias:
         dbias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
     if need_alpha:
         dalpha = _alpha_gradient(grad, image, weight, alpha, dweight, ctx.geometry)
-    return dimage, dweight, dbias, dalpha, None, None, None, None, None, None
+    return dimage, dweight, dbias, dalpha, None, None, None, None, None, None, None
 
 
 def _alpha_gradient(grad, image, weight, alpha, dweight, geometry) -> Tensor:
@@ -358,15 +391,27 @@ def _may_launch(*tensors: Tensor | None) -> bool:
     return not torch.is_grad_enabled() and is_plain(*tensors)
 
 
+# Forward and setup in one method: with a separate setup_context, PyTorch 2.13 inspects forward's signature at each
+# call, which took 180 of 240 us of host time.
+
+
 class _WeightPrep(torch.autograd.Function):
-    forward = staticmethod(_prep_run)
-    setup_context = staticmethod(_prep_setup)
+    @staticmethod
+    def forward(ctx, *arguments):
+        output = _prep_run(*arguments)
+        _prep_setup(ctx, arguments, output)
+        return output
+
     backward = staticmethod(_prep_backward)
 
 
 class _Conv2d(torch.autograd.Function):
-    forward = staticmethod(_conv_run)
-    setup_context = staticmethod(_conv_setup)
+    @staticmethod
+    def forward(ctx, *arguments):
+        output = _conv_run(*arguments)
+        _conv_setup(ctx, arguments, output)
+        return output
+
     backward = staticmethod(_conv_backward)
 
 
@@ -378,9 +423,12 @@ def weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups
     return _WeightPrep.apply(*arguments)[0]
 
 
-def conv2d(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision) -> Tensor:
-    """relu?(conv(x, w) + bias + alpha * x[centre tap]), differentiable; ``padding`` has four sides."""
-    arguments = (image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision)
+def conv2d(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto) -> Tensor:
+    """relu?(conv(x, w) + bias + alpha * x[centre tap]), differentiable; ``padding`` has four sides.
+
+    ``auto``: whether a pass may take torch's convolution (cuDNN) instead, where that was measured to be faster.
+    """
+    arguments = (image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto)
     if torch.compiler.is_compiling() or not is_plain(image, weight, bias, alpha):
         return _conv2d(*arguments)
     return _Conv2d.apply(*arguments)
@@ -390,7 +438,7 @@ class _WeightPreps(torch.autograd.Function):
     """All layers of a network: one launch forward, one backward. tensors: weight, alpha, beta of each in turn."""
 
     @staticmethod
-    def forward(eps, identity, dtype, channels_last, groups, *tensors):
+    def forward(ctx, eps, identity, dtype, channels_last, groups, *tensors):
         outputs, norms = weight_prep_multi(
             _layers(tensors),
             eps=eps,
@@ -399,21 +447,15 @@ class _WeightPreps(torch.autograd.Function):
             channels_last=channels_last,
             groups=groups,
         )
-        return *outputs, norms
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.eps, ctx.identity, _, _, ctx.groups, *tensors = inputs
-        ctx.save_for_backward(*tensors, output[-1])
-        ctx.mark_non_differentiable(output[-1])
+        ctx.eps, ctx.identity, ctx.groups = eps, identity, groups
+        ctx.save_for_backward(*tensors, norms)
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *grads):
         *tensors, norms = ctx.saved_tensors
-        layers, grads = _layers(tensors), grads[:-1]
-        if (
-            torch.is_grad_enabled()
-        ):  # gradients of gradients: layer by layer, in operations torch differentiates
+        layers = _layers(tensors)
+        if torch.is_grad_enabled():  # gradients of gradients: layer by layer, in operations torch differentiates
             gradients = [
                 _prep_backward_twin(grad, *layer, None, ctx.eps, ctx.identity, group)
                 for grad, layer, group in zip(grads, layers, ctx.groups, strict=True)
@@ -439,4 +481,4 @@ def weight_preps(layers, eps, identity, dtype, channels_last, groups) -> list[Te
     if not layers:
         return []
     tensors = [tensor for layer in layers for tensor in layer]
-    return list(_WeightPreps.apply(eps, identity, dtype, channels_last, tuple(groups), *tensors)[:-1])
+    return list(_WeightPreps.apply(eps, identity, dtype, channels_last, tuple(groups), *tensors))

@@ -31,7 +31,7 @@ def row_norms(weight: Tensor) -> Tensor:
 
 def diagonal(weight: Tensor, groups: int) -> Tensor:
     """View of the entries that the identity touches: (groups, min(K, C) / groups), the window's centre tap."""
-    filters, channels, *window = weight.shape
+    filters, _, *window = weight.shape
     centre = weight.unflatten(0, (groups, filters // groups))
     for size in window:
         centre = centre.select(3, size // 2)
@@ -55,23 +55,19 @@ class _DiracWeight(torch.autograd.Function):
     """Closed-form backward of the weight preparation; saves W, alpha, beta and the K norms."""
 
     @staticmethod
-    def forward(weight, alpha, beta, eps, identity, dtype, groups):
+    def forward(ctx, weight, alpha, beta, eps, identity, dtype, groups):
         norm = row_norms(weight)
         scale = _filters_first(beta.to(norm.dtype) / norm.clamp_min(eps), weight.dim())
         prepared = weight.to(norm.dtype) * scale
         if identity:
             entries = diagonal(prepared, groups)
             entries += identity_rows(alpha, weight.shape[0], weight.shape[1], groups)
-        return prepared.to(dtype), norm
+        ctx.eps, ctx.identity, ctx.groups = eps, identity, groups
+        ctx.save_for_backward(weight, alpha, beta, norm)
+        return prepared.to(dtype)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        weight, alpha, beta, ctx.eps, ctx.identity, _, ctx.groups = inputs
-        ctx.save_for_backward(weight, alpha, beta, output[1])
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    def backward(ctx, grad, _):
+    def backward(ctx, grad):
         weight, alpha, beta, norm = ctx.saved_tensors
         if torch.is_grad_enabled():  # double backward: let torch see every step, the norm's too
             norm = row_norms(weight)
@@ -127,7 +123,7 @@ def dirac_weight(
     groups: int,
 ) -> Tensor:
     """diag(alpha) * I + diag(beta) * W / max(||W_k||, eps), rounded once, to ``dtype``."""
-    return _DiracWeight.apply(weight, alpha, beta, eps, identity, dtype, groups)[0]
+    return _DiracWeight.apply(weight, alpha, beta, eps, identity, dtype, groups)
 
 
 def centre_tap(image: Tensor, problem: ConvProblem) -> Tensor:
@@ -163,19 +159,54 @@ def conv2d(
 ) -> Tensor:
     """relu?(conv(x, w) + bias + alpha * x[centre tap]), as the Triton fprop computes it in one pass.
 
-    The identity term is added in float32 and the sum rounded once more where the dtype is narrower.
+    Where the dtype is narrower than float32 the identity term is rounded once before it is added.
     """
-    top, bottom, left, right = problem.padding
-    if (top, left) == (bottom, right):
-        padded, padding = image, (top, left)
-    else:
-        padded, padding = F.pad(image, (left, right, top, bottom)), (0, 0)
+    padding, sides = _own_padding(problem)
+    padded = F.pad(image, sides) if sides else image
     output = F.conv2d(padded, weight, bias, problem.stride, padding, problem.dilation, problem.groups)
     if alpha is not None:
-        groups, per_group = problem.groups, problem.identity_per_group
-        identity = centre_tap(image, problem).unflatten(1, (groups, -1))[:, :, :per_group]
-        scale = identity_rows(alpha, problem.K, problem.C // groups, groups)
-        term = (identity * scale.view(1, groups, per_group, 1, 1)).to(output.dtype)
-        rest = problem.K // groups - per_group
-        output = output + F.pad(term, (0, 0, 0, 0, 0, rest)).flatten(1, 2)
+        output = output + _identity_term(image, alpha, problem).to(output.dtype)
     return output.relu() if relu else output
+
+
+def conv_dgrad(grad: Tensor, weight: Tensor, alpha: Tensor | None, problem: ConvProblem) -> Tensor:
+    """dL/dx from dL/dy, the identity term's included; differentiable."""
+    (pad_h, pad_w), sides = _own_padding(problem)
+    left, right, top, bottom = sides or (0, 0, 0, 0)
+    n, c, h, w = problem.input_shape
+    shape = (n, c, h + top + bottom, w + left + right)
+    geometry = (problem.stride, (pad_h, pad_w), problem.dilation, problem.groups)
+    dimage = torch.nn.grad.conv2d_input(shape, weight, grad, *geometry)  # type: ignore[arg-type]
+    dimage = dimage[:, :, top : top + h, left : left + w]
+    if alpha is None:
+        return dimage
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        zero = grad.new_zeros(()).expand(n, c, h, w).requires_grad_()
+        term = _identity_term(zero, alpha, problem).to(grad.dtype)
+        return dimage + torch.autograd.grad(term, zero, grad, create_graph=again)[0]
+
+
+def conv_wgrad(grad: Tensor, image: Tensor, problem: ConvProblem) -> Tensor:
+    """dL/dw from dL/dy; differentiable."""
+    padding, sides = _own_padding(problem)
+    padded = F.pad(image, sides) if sides else image
+    geometry = (problem.stride, padding, problem.dilation, problem.groups)
+    return torch.nn.grad.conv2d_weight(padded, problem.weight_shape, grad, *geometry)  # type: ignore[arg-type]
+
+
+def _own_padding(problem: ConvProblem) -> tuple[tuple[int, int], tuple[int, int, int, int] | None]:
+    """(padding that torch's convolution takes, ``F.pad``'s sides): torch pads both sides alike or not at all."""
+    top, bottom, left, right = problem.padding
+    if (top, left) == (bottom, right):
+        return (top, left), None
+    return (0, 0), (left, right, top, bottom)
+
+
+def _identity_term(image: Tensor, alpha: Tensor, problem: ConvProblem) -> Tensor:
+    """alpha * x[centre tap], (N, K, P, Q), zero for filters without an identity; in float32 if alpha is."""
+    groups, per_group = problem.groups, problem.identity_per_group
+    centre = centre_tap(image, problem).unflatten(1, (groups, -1))[:, :, :per_group]
+    scale = identity_rows(alpha, problem.K, problem.C // groups, groups)
+    term = centre * scale.view(1, groups, per_group, 1, 1)
+    return F.pad(term, (0, 0, 0, 0, 0, problem.K // groups - per_group)).flatten(1, 2)

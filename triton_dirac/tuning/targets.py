@@ -7,7 +7,7 @@ Shared memory is the most one thread block (workgroup) may use. Sources: CUDA C+
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -46,7 +46,7 @@ TARGETS: dict[str, Target] = {
 INTERPRETER = TARGETS["cuda:80"]  # the interpreter has no GPU: it runs what an A100 would be given
 
 
-@lru_cache(maxsize=None)
+@cache
 def target_of(device: torch.device) -> Target:
     """The target of a device of this machine; the interpreter's for a CPU or meta device."""
     if device.type != "cuda":
