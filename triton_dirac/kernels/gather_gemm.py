@@ -19,14 +19,15 @@ import triton.language as tl
 
 from triton_dirac.kernels.implicit_gemm import (
     axis_taps,
+    bias_and_identity,
     clip_taps,
     dot,
-    finish,
     most_taps,
     next_tap,
     one_bit,
     pixel_step,
     program_tile,
+    store,
     tap_bits,
     tap_step,
     tap_walk,
@@ -224,7 +225,6 @@ def gather_gemm(
     # Images are counted from this tile's first: with an int64 base, offsets within a tile fit int32.
     n = n.to(OFFSET)
     source += image.to(tl.int64) * H * W * PIXEL
-    target += image.to(tl.int64) * P * Q * (K * GROUPS)
     row_ok = row_ok & (i * EVERY_I + phase_h < P) & (j * EVERY_J + phase_w < Q)
     h = i * SKIP_H + start_h
     w = j * SKIP_W + start_w
@@ -251,7 +251,12 @@ def gather_gemm(
         weight += (group * K + tile_n * BLOCK_N).to(tl.int64) * (R * S * C) + (tap_r * S + tap_s) * TAP
     source_row = source + ((n * H + h) * W + w) * PIXEL + group * C
     source_a = STEP_H * W * PIXEL
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = bias_and_identity(
+        n, i * EVERY_I + phase_h, j * EVERY_J + phase_w, row_ok, column, group,
+        source, bias, alpha, H, W, pad_h, pad_w,
+        C, K, R, S, GROUPS, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
+        DGRAD, BIAS, IDENTITY, ALPHA_STRIDE, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
     if C % BLOCK_K == 0 or BATCH_ORDER or EVERY_I * EVERY_J > 1:
         acc = sum_taps_fastest(
             acc, source_row, weight, outside, column, filter,
@@ -264,9 +269,11 @@ def gather_gemm(
             source_a, STEP_W * PIXEL, TAP_H * S * TAP, TAP_W * TAP,
             C, K, R, S, DGRAD, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
         )  # fmt: skip
-    finish(
-        acc, n, i * EVERY_I + phase_h, j * EVERY_J + phase_w, row_ok, column, group,
-        source, target, bias, alpha, H, W, P, Q, pad_h, pad_w,
-        C, K, R, S, GROUPS, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
-        DGRAD, BIAS, IDENTITY, ALPHA_STRIDE, RELU,
-    )  # fmt: skip
+    if BATCH_ORDER or EVERY_I * EVERY_J > 1:
+        target += image.to(tl.int64) * P * Q * (K * GROUPS)
+        pixel = (n * P + i * EVERY_I + phase_h) * Q + j * EVERY_J + phase_w
+    else:  # rows are pixels: nothing of their geometry need outlive the loop
+        target += (tile_m * BLOCK_M).to(tl.int64) * (K * GROUPS)
+        pixel = tl.arange(0, BLOCK_M)
+        row_ok = tile_m * BLOCK_M + pixel < N * P * Q
+    store(acc, pixel, row_ok, column, group, target, K, GROUPS, RELU)

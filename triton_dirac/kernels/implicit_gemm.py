@@ -51,9 +51,7 @@ def program_tile(tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def axis_taps(
-    phase, pad, SIZE: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, DGRAD: tl.constexpr
-):
+def axis_taps(phase, pad, SIZE: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, DGRAD: tl.constexpr):
     """Along one axis: (filter tap that is walked first, number of taps, source offset of the first).
 
     In dgrad, tap r reaches target pixel h from source pixel (h + pad - r * DILATION) / STRIDE where that is
@@ -150,22 +148,22 @@ def dot(x, y, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def finish(
-    acc, n, h, w, row_ok, column, group,
-    source, target, bias, alpha,
-    H, W, P, Q, pad_h, pad_w,
+def bias_and_identity(
+    n, h, w, row_ok, column, group,
+    source, bias, alpha, H, W, pad_h, pad_w,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GROUPS: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     DGRAD: tl.constexpr, BIAS: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
-    RELU: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """target[n, h, w, column] = relu?(acc + bias[column] + alpha[filter] * source[n, centre, column]).
+    """bias[column] + alpha[filter] * source[n, centre tap of (h, w), column], which the sum over taps starts from.
 
-    ``n``, ``h`` and ``w`` are the target pixels of acc's rows, ``column`` counts within the group.
+    ``n``, ``h`` and ``w`` are the tile's target pixels, ``column`` counts within the group. Added after the
+    sum, the identity's values would need registers beside the accumulators': 128x128 tiles of 4 warps spill.
     """
-    column_ok = column < K
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if BIAS:
-        acc += tl.load(bias + group * K + column, mask=column_ok, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias + group * K + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
     if IDENTITY:
         has_identity = column < min(C, K)
         # alpha belongs to the convolution's filters: of those dgrad has C a group.
@@ -180,11 +178,16 @@ def finish(
             other=0.0,
         )
         acc += scale[None, :] * value.to(tl.float32)
+    return acc
+
+
+@triton.jit
+def store(acc, pixel, row_ok, column, group, target, K: tl.constexpr, GROUPS: tl.constexpr, RELU: tl.constexpr):
+    """target[pixel, column] = relu?(acc); ``pixel`` counts from ``target``, ``column`` within the group."""
     if RELU:
         acc = tl.where(acc < 0, 0.0, acc)  # keeps NaN, as torch does
-    pixel = (n * P + h) * Q + w
     tl.store(
         target + pixel[:, None] * (K * GROUPS) + (group * K + column)[None, :],
         acc.to(target.dtype.element_ty),
-        mask=row_ok[:, None] & column_ok[None, :],
+        mask=row_ok[:, None] & (column < K)[None, :],
     )

@@ -15,11 +15,12 @@ import triton.language as tl
 
 from triton_dirac.kernels.implicit_gemm import (
     axis_taps,
+    bias_and_identity,
     clip_taps,
     dot,
-    finish,
     next_tap,
     program_tile,
+    store,
     tap_walk,
 )
 
@@ -60,7 +61,20 @@ def tile_gemm(
     tap_s += first_b * TAP_STEP
     first_channel = group * C
     first_column = tile_n * BLOCK_N
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    row = tl.arange(0, BLOCK_M)
+    n = (row // (BOX_H * BOX_W)).to(tl.int64)
+    target_h = i + row // BOX_W % BOX_H
+    target_w = j + row % BOX_W
+    row_ok = (n < N - image) & (target_h < P) & (target_w < Q)
+    source += image.to(tl.int64) * H * W * (C * GROUPS)
+    target += image.to(tl.int64) * P * Q * (K * GROUPS)
+    column = first_column + tl.arange(0, BLOCK_N)
+    acc = bias_and_identity(
+        n, target_h, target_w, row_ok, column, group,
+        source, bias, alpha, H, W, pad_h, pad_w,
+        C, K, R, S, GROUPS, 1, 1, DILATION_H, DILATION_W,
+        DGRAD, BIAS, IDENTITY, ALPHA_STRIDE, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
     first, row_ends, end = tap_walk(taps_h, taps_w, R, S)
     tap = first
     if FLAT:
@@ -106,17 +120,4 @@ def tile_gemm(
             a = tl.where(last, 0, tl.where(row_end, a + 1, a))
             c = tl.where(last, c + BLOCK_K, c)
 
-    row = tl.arange(0, BLOCK_M)
-    n = row // (BOX_H * BOX_W)
-    i += row // BOX_W % BOX_H
-    j += row % BOX_W
-    row_ok = (n < N - image) & (i < P) & (j < Q)
-    source += image.to(tl.int64) * H * W * (C * GROUPS)
-    target += image.to(tl.int64) * P * Q * (K * GROUPS)
-    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    finish(
-        acc, n.to(tl.int64), i, j, row_ok, column, group,
-        source, target, bias, alpha, H, W, P, Q, pad_h, pad_w,
-        C, K, R, S, GROUPS, 1, 1, DILATION_H, DILATION_W,
-        DGRAD, BIAS, IDENTITY, ALPHA_STRIDE, RELU,
-    )  # fmt: skip
+    store(acc, (n * P + target_h) * Q + target_w, row_ok, column, group, target, K, GROUPS, RELU)
