@@ -77,7 +77,7 @@ class Store:
                 if not all(time is None or isinstance(time, (int, float)) for time in times.values()):
                     raise ValueError("times that are not numbers")
             return timings
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if warn:
