@@ -101,7 +101,7 @@ def test_half_precision(config, dtype, device):
 
 @pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
 def test_precision_is_accepted(precision, device):
-    check(PROBLEMS["same"], torch.float32, device, config=GATHER, precision=precision)
+    check(PROBLEMS["same"], torch.float32, device, precision=precision)
 
 
 def pickable():
@@ -209,6 +209,7 @@ def test_split_k_must_be_positive():
 def test_configs_are_few_reasoned_and_fit(target):
     for dtype in DTYPES:
         offered = [c for vectors in (True, False) for c in tuning.configs(dtype, vectors, target)]
+        assert all(tuning.configs(dtype, vectors, target, "tf32x3") for vectors in (True, False))
         assert 4 <= len(offered) <= 24
         assert all(config.reason for config in offered)
         assert all(tuning.shared_bytes(config, dtype, target) <= target.shared_bytes for config in offered)

@@ -12,6 +12,8 @@ one pixel of block_k images a step, or "gather", block_k consecutive pixels a st
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 from torch import Tensor
@@ -185,8 +187,8 @@ def wgrad(
             x.dtype,
             x.device,
             precision,
-            offered=tuning.offered,
-            default=tuning.default,
+            offered=partial(tuning.offered, precision=precision),
+            default=partial(tuning.default, precision=precision),
             run=lambda config: wgrad(dy, x, problem, dtype=dtype, precision=precision, config=config),
         )
     if split_k is None:

@@ -61,11 +61,17 @@ def family(target: Target) -> str:
     return generation.get(int(target.arch) // 10, "cuda:80")
 
 
-def configs(dtype: torch.dtype, vectors: bool, target: Target) -> list[Config]:
-    """All configs of a dtype on a target; ``vectors``: channels divide into 16-byte loads."""
+def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = "ieee") -> list[Config]:
+    """All configs of a dtype on a target; ``vectors``: channels divide into 16-byte loads.
+
+    "tf32x3" keeps each operand in two parts: only the smaller tiles have the registers for it.
+    """
     chosen: tuple[Config, ...]
     if not vectors:
-        chosen = _ODD
+        most = 64 * 64 if dtype.itemsize == 2 else 32 * 32 if precision == "tf32x3" else 64 * 32
+        chosen = tuple(config for config in _ODD if config.block_m * config.block_k <= most)
+    elif precision == "tf32x3":
+        chosen = tuple(config for config in _FLOAT if config.block_m <= 64)
     elif dtype.itemsize == 4:
         chosen = _FLOAT
     else:
@@ -94,17 +100,17 @@ def fits_batch(problem: ConvProblem, block_k: int) -> bool:
     return problem.N >= FULL_BATCH * blocks * block_k > 0 and (block_k + 1) * image < 2**31
 
 
-def offered(problem: ConvProblem, dtype: torch.dtype, target: Target) -> list[Config]:
+def offered(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> list[Config]:
     """The configs worth measuring: batch order where the batch fills its tiles, else pixel order."""
-    suited = configs(dtype, has_vectors(problem, dtype), target)
+    suited = configs(dtype, has_vectors(problem, dtype), target, precision)
     batch = [c for c in suited if c.loader == "batch" and fits_batch(problem, c.block_k)]
     return batch or [c for c in suited if c.loader == "gather"]
 
 
-def default(problem: ConvProblem, dtype: torch.dtype, target: Target) -> Config:
+def default(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> Config:
     """The offered config with the fewest estimated cycles."""
     return min(
-        offered(problem, dtype, target),
+        offered(problem, dtype, target, precision),
         key=lambda config: estimated_cycles(problem, dtype, config, split_k(problem, config, target), target),
     )
 
