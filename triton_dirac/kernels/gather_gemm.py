@@ -39,8 +39,8 @@ def axis_outside(start, size, taps, STEP: tl.constexpr, SIZE: tl.constexpr, BITS
     """Bit t is set where start + t * STEP is not in [0, size) or t >= taps, for t = 0 .. SIZE."""
     bits = tl.zeros_like(start).to(BITS)
     for t in tl.static_range(SIZE + 1):
-        position = start + t * STEP
-        outside = (position < 0) | (position >= size) | (t >= taps)
+        position = (start + t * STEP).to(tl.uint32, bitcast=True)  # below 0 is beyond any size
+        outside = (position >= size) | (t >= taps)
         bits |= outside.to(BITS) << t
     return bits
 
@@ -220,12 +220,13 @@ def gather_gemm(
         row_ok = m < N * I * J
         i = m // J % I
         j = m % J
-        image = tile_m * BLOCK_M // J // I
+        image = tile_m * BLOCK_M // (I * J)
         n = tl.where(row_ok, m // J // I - image, 0)
     # Images are counted from this tile's first: with an int64 base, offsets within a tile fit int32.
     n = n.to(OFFSET)
     source += image.to(tl.int64) * H * W * PIXEL
-    row_ok = row_ok & (i * EVERY_I + phase_h < P) & (j * EVERY_J + phase_w < Q)
+    if EVERY_I * EVERY_J > 1:
+        row_ok = row_ok & (i * EVERY_I + phase_h < P) & (j * EVERY_J + phase_w < Q)
     h = i * SKIP_H + start_h
     w = j * SKIP_W + start_w
     if BATCH_ORDER:

@@ -42,11 +42,13 @@ def plan(
         C, K = K, C
     if max(problem.R, problem.S) > WINDOW:
         raise ValueError(f"windows up to {WINDOW}x{WINDOW} are supported, got {problem.R}x{problem.S}")
-    if C * K * problem.R * problem.S >= INT32 or max(H * W * C, P * Q * K) * groups >= INT32 * 64:
-        raise ValueError(f"a group's weight or an image is too large for int32 indices: {problem}")
+    if C * K * problem.R * problem.S >= INT32:
+        raise ValueError(f"a group's weight must have fewer than 2^31 elements: {problem}")
+    if max(H * W, P * Q) >= INT32 - config.block_m:
+        raise ValueError(f"an image must have fewer than 2^31 pixels: {problem}")
     every_h, every_w = (stride_h, stride_w) if dgrad else (1, 1)
     pixels = -(-P // every_h) * -(-Q // every_w)  # of the largest phase
-    if N * pixels >= INT32 - config.block_m and N > 1:
+    if N * pixels >= INT32 - config.block_m:
         halves = (slice(0, N // 2), slice(N // 2, N))
         options = {"dgrad": dgrad, "relu": relu, "precision": precision, "config": config}
         return [
