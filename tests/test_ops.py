@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import triton_dirac as td
 from triton_dirac import ops, reference
+from triton_dirac.ops import conv
 
 OPS = torch.ops.triton_dirac
 GEOMETRY = {
@@ -31,6 +32,15 @@ def test_opcheck_conv2d_with_every_epilogue(geometry, requires_grad):
     image, weight = image_and_weight(geometry[-1], torch.float32, requires_grad)
     bias, alpha = (torch.randn(6, requires_grad=requires_grad) for _ in range(2))
     opcheck(OPS.conv2d.default, (image, weight, bias, alpha, *geometry, True, "ieee", False))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("split", [False, True])
+def test_opcheck_dirac_conv2d(split, requires_grad):
+    image, weight = image_and_weight(2, torch.float32, requires_grad)
+    alpha, beta, bias = (torch.randn(6, requires_grad=requires_grad) for _ in range(3))
+    parameters = (weight, alpha, beta, bias, 1e-12, split)
+    opcheck(OPS.dirac_conv2d.default, (image, *parameters, *GEOMETRY["grouped"], True, "ieee", False))
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -87,6 +97,25 @@ def test_double_backward_of_conv2d():
     expected = penalty(reference.conv2d, torch.float64)
     actual = penalty(td.conv2d, torch.float32, backend="triton", precision="ieee")
     for name, mine, theirs in zip(("input", "weight"), actual, expected, strict=True):
+        assert_as_good_as_torch(f"double backward {name}", mine, theirs)
+
+
+@pytest.mark.parametrize("form", ["split", "materialised"])
+def test_double_backward_of_dirac_conv2d(form):
+    """As above, for all five gradients of the fused operator."""
+    leaves = [torch.randn(1, 3, 5, 5), torch.randn(4, 3, 3, 3), *(torch.rand(4) for _ in range(3))]
+
+    def penalty(function, dtype, **options):
+        tensors = [t.to(dtype).requires_grad_() for t in leaves]
+        output = function(*tensors, padding=1, activation="relu", **options)
+        first = torch.autograd.grad(output.pow(2).sum(), tensors, create_graph=True)
+        sum(g.pow(2).sum() for g in first).backward()
+        return [t.grad for t in tensors]
+
+    expected = penalty(reference.dirac_conv2d, torch.float64)
+    actual = penalty(td.dirac_conv2d, torch.float32, backend="triton", precision="ieee", form=form)
+    names = ("input", "weight", "alpha", "beta", "bias")
+    for name, mine, theirs in zip(names, actual, expected, strict=True):
         assert_as_good_as_torch(f"double backward {name}", mine, theirs)
 
 
@@ -147,10 +176,10 @@ def test_auto_takes_what_measured_faster_for_each_pass(chosen, monkeypatch):
         asked.append(name)
         return chosen
 
-    monkeypatch.setattr(ops, "choose", scripted)
+    monkeypatch.setattr(conv, "choose", scripted)
     if chosen == "torch":
         for kernel in ("fprop", "dgrad", "wgrad"):
-            monkeypatch.setattr(ops, kernel, lambda *args, **options: pytest.fail("the slower one was run"))
+            monkeypatch.setattr(conv, kernel, lambda *args, **options: pytest.fail("the slower one was run"))
     geometry = ((1, 2), (1, 1, 0, 2), (1, 1), 1)
     image, weight = image_and_weight(1, torch.float32, True)
     alpha = torch.randn(6, requires_grad=True)

@@ -237,18 +237,18 @@ def dirac_conv2d(
     call = _check_call(input, weight, bias, None, stride, padding, dilation, groups, activation, precision)
     on_triton = use_triton(backend, input.dtype, input.device)
     split = uses_split(form, input.dtype, on_triton)
-    prepared = dirac_weight(
-        weight,
-        alpha,
-        beta,
-        eps=eps,
-        identity=not split,
-        dtype=input.dtype,
-        memory_format=torch.channels_last if on_triton else None,
-        groups=groups,
-        backend="triton" if on_triton else "torch",
+    if on_triton:
+        problem = call.problem
+        output = ops.dirac_conv2d(
+            *(call.batched, weight, alpha, beta, bias, eps, split),
+            *(problem.stride, problem.padding, problem.dilation, groups),
+            *(call.relu, call.precision, backend == "auto"),
+        )
+        return output.squeeze(0) if call.squeeze else output
+    prepared = torch_backend.dirac_weight(
+        weight, alpha, beta, eps=eps, identity=not split, dtype=input.dtype, groups=groups
     )
-    return _run(call, prepared, bias, alpha if split else None, on_triton, backend == "auto")
+    return _run(call, prepared, bias, alpha if split else None, on_triton, False)
 
 
 class _Call(NamedTuple):

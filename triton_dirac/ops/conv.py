@@ -1,0 +1,278 @@
+"""Operators of the convolution: conv2d with its epilogues, dgrad and wgrad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from triton_dirac import torch_backend
+from triton_dirac.kernels.conv_dgrad import dgrad
+from triton_dirac.kernels.conv_fprop import fprop
+from triton_dirac.kernels.conv_wgrad import wgrad
+from triton_dirac.ops.register import (
+    GEOMETRY,
+    define,
+    is_plain,
+    library,
+    may_launch,
+    register_gradient,
+    twin_gradient,
+)
+from triton_dirac.problem import ConvProblem
+from triton_dirac.tuning.picks import choose
+
+
+@lru_cache(maxsize=4096)
+def _problem(image_shape, weight_shape, stride, padding, dilation, groups) -> ConvProblem:
+    (n, c, h, w), (k, _, r, s) = image_shape, weight_shape
+    return ConvProblem(n, c, h, w, k, r, s, stride, padding, dilation, groups)
+
+
+def problem_of(
+    image_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> ConvProblem:
+    """The (cached) problem; ``padding`` is (top, bottom, left, right)."""
+    geometry = tuple(stride), tuple(padding), tuple(dilation), groups
+    return _problem(tuple(image_shape), tuple(weight_shape), *geometry)
+
+
+def symbolic_problem(image_shape, weight_shape, stride, padding, dilation, groups) -> ConvProblem:
+    """The same for symbolic sizes, which must not be kept in a cache."""
+    geometry = tuple(stride), tuple(padding), tuple(dilation), groups
+    return _problem.__wrapped__(tuple(image_shape), tuple(weight_shape), *geometry)
+
+
+def _channels_last(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _launched_precision(precision: str, dtype: torch.dtype) -> str:
+    """What tl.dot is told. "default" is read when a kernel is launched, as torch does for its own."""
+    if dtype != torch.float32:
+        return "ieee"
+    if precision != "default":
+        return precision
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+
+
+def _fastest(kernel: str, problem: ConvProblem, image: Tensor, precision: str, auto: bool, ours, torchs) -> Tensor:
+    """ours(), or torchs() (cuDNN) where ``auto`` may choose and it was measured to be faster for this problem."""
+    if not auto or precision not in ("ieee", _launched_precision("default", image.dtype)):
+        return ours()
+    names = {"triton": ours, "torch": torchs}
+    name = choose(
+        f"{kernel} backend",
+        problem,
+        image.dtype,
+        image.device,
+        precision,
+        candidates=lambda: names,
+        default="triton",
+    )
+    return names[name]()
+
+
+def run(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto):
+    problem = problem_of(image.shape, weight.shape, stride, padding, dilation, groups)
+    precision = _launched_precision(precision, image.dtype)
+
+    def ours() -> Tensor:
+        return fprop(image, weight, bias, alpha, problem, relu=relu, precision=precision)
+
+    def torchs() -> Tensor:
+        native = image.contiguous(memory_format=torch.channels_last)
+        return torch_backend.conv2d(native, weight, bias, alpha, problem, relu=relu)
+
+    return _fastest("conv_fprop", problem, image, precision, auto, ours, torchs)
+
+
+def fake(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto):
+    problem = symbolic_problem(image.shape, weight.shape, stride, padding, dilation, groups)
+    return _channels_last(problem.output_shape, image)
+
+
+def dgrad_run(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision, auto):
+    problem = problem_of(image_shape, weight.shape, stride, padding, dilation, groups)
+    precision = _launched_precision(precision, grad.dtype)
+
+    def ours() -> Tensor:
+        return dgrad(grad, weight, alpha, problem, precision=precision)
+
+    def torchs() -> Tensor:
+        native = grad.contiguous(memory_format=torch.channels_last)
+        return torch_backend.conv_dgrad(native, weight, alpha, problem)
+
+    return _fastest("conv_dgrad", problem, grad, precision, auto, ours, torchs)
+
+
+def _dgrad_fake(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision, auto):
+    return _channels_last(image_shape, grad)
+
+
+def _dgrad_twin(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision, auto):
+    problem = symbolic_problem(image_shape, weight.shape, stride, padding, dilation, groups)
+    return torch_backend.conv_dgrad(grad, weight, alpha, problem)
+
+
+def wgrad_run(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision, auto):
+    problem = problem_of(image.shape, weight_shape, stride, padding, dilation, groups)
+    precision = _launched_precision(precision, grad.dtype)
+
+    def ours() -> Tensor:
+        return wgrad(grad, image, problem, dtype=dtype, precision=precision)
+
+    def torchs() -> Tensor:
+        native = (t.contiguous(memory_format=torch.channels_last) for t in (grad, image))
+        return torch_backend.conv_wgrad(*native, problem).to(dtype)
+
+    return _fastest("conv_wgrad", problem, grad, precision, auto, ours, torchs)
+
+
+def _wgrad_fake(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision, auto):
+    return _channels_last(weight_shape, grad, dtype)
+
+
+def _wgrad_twin(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision, auto):
+    problem = symbolic_problem(image.shape, weight_shape, stride, padding, dilation, groups)
+    return torch_backend.conv_wgrad(grad, image, problem).to(dtype)
+
+
+_conv2d_op = define(
+    f"conv2d(Tensor image, Tensor weight, Tensor? bias, Tensor? alpha, {GEOMETRY}, bool relu, "
+    "str precision, bool auto) -> Tensor",
+    run,
+    fake,
+)
+conv_dgrad = define(
+    f"conv_dgrad(Tensor grad, Tensor weight, Tensor? alpha, SymInt[] image_shape, {GEOMETRY}, "
+    "str precision, bool auto) -> Tensor",
+    dgrad_run,
+    _dgrad_fake,
+)
+conv_wgrad = define(
+    f"conv_wgrad(Tensor grad, Tensor image, SymInt[] weight_shape, ScalarType dtype, {GEOMETRY}, "
+    "str precision, bool auto) -> Tensor",
+    wgrad_run,
+    _wgrad_fake,
+)
+
+
+def _conv_setup(ctx, inputs, output):
+    image, weight, bias, alpha, *ctx.geometry, ctx.relu, ctx.precision, ctx.auto = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(image, weight, alpha, output if ctx.relu else None)
+
+
+def _conv_backward(ctx, grad):
+    image, weight, alpha, output = ctx.saved_tensors
+    need_image, need_weight, need_bias, need_alpha = ctx.needs_input_grad[:4]
+    if ctx.relu:
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    direct = may_launch(grad, image, weight)
+    dimage = dweight = dbias = dalpha = None
+    if need_image:
+        run = dgrad_run if direct else conv_dgrad
+        dimage = run(grad, weight, alpha, image.shape, *ctx.geometry, ctx.precision, ctx.auto)
+    if need_weight:
+        run = wgrad_run if direct else conv_wgrad
+        dweight = run(grad, image, weight.shape, weight.dtype, *ctx.geometry, ctx.precision, ctx.auto)
+    if need_bias:
+        dbias = bias_gradient(grad, ctx.bias_dtype)
+    if need_alpha:
+        dalpha = _alpha_gradient(grad, image, weight, alpha, dweight, ctx.geometry)
+    return dimage, dweight, dbias, dalpha, None, None, None, None, None, None, None
+
+
+def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over pixels, in float32."""
+    return grad.sum((0, 2, 3), dtype=torch.float32).to(dtype)
+
+
+def _alpha_gradient(grad, image, weight, alpha, dweight, geometry) -> Tensor:
+    """dalpha_k = sum over pixels of dL/dy[k] * x[centre tap]: the diagonal centre of wgrad, where there is one."""
+    problem = symbolic_problem(image.shape, weight.shape, *geometry)
+    groups, per_group = problem.groups, problem.identity_per_group
+    if dweight is not None:
+        entries = torch_backend.diagonal(dweight, groups).float()
+    else:
+        centre = torch_backend.centre_tap(image, problem).unflatten(1, (groups, -1))[:, :, :per_group]
+        entries = (grad.unflatten(1, (groups, -1))[:, :, :per_group].float() * centre).sum((0, 3, 4))
+    if alpha.shape[0] == 1:
+        return entries.sum().view(1).to(alpha.dtype)
+    rest = problem.K // groups - per_group
+    return torch.nn.functional.pad(entries, (0, rest)).flatten().to(alpha.dtype)
+
+
+register_gradient("conv2d", _conv_backward, _conv_setup)
+register_gradient("conv_dgrad", *twin_gradient(_dgrad_twin))
+register_gradient("conv_wgrad", *twin_gradient(_wgrad_twin))
+
+
+def flops(output_shape, weight_shape) -> int:
+    n, _, p, q = output_shape
+    k, c, r, s = weight_shape
+    return 2 * n * p * q * k * c * r * s
+
+
+@register_flop_formula(torch.ops.triton_dirac.conv2d)
+def _conv_flops(image_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    return flops(out_shape, weight_shape)
+
+
+@register_flop_formula(torch.ops.triton_dirac.conv_dgrad)
+def _dgrad_flops(grad_shape, weight_shape, *args, **kwargs) -> int:
+    return flops(grad_shape, weight_shape)
+
+
+@register_flop_formula(torch.ops.triton_dirac.conv_wgrad)
+def _wgrad_flops(grad_shape, image_shape, weight_shape, *args, **kwargs) -> int:
+    return flops(grad_shape, weight_shape)
+
+
+def _autocast(device_type: str) -> Callable:
+    """conv2d under autocast: image, weight and bias in the autocast dtype, alpha as it is (it scales in float32)."""
+    key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
+    guard = torch._C.DispatchKeySet(key)
+
+    def conv2d_autocast(image, weight, bias, alpha, *rest):
+        dtype = torch.get_autocast_dtype(device_type)
+        image, weight = image.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        with torch._C._ExcludeDispatchKeyGuard(guard):
+            return _conv2d_op(image, weight, bias, alpha, *rest)
+
+    return conv2d_autocast
+
+
+for _device_type in ("cuda", "cpu"):
+    library.impl("conv2d", _autocast(_device_type), f"Autocast{_device_type.upper()}")
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *arguments):
+        output = run(*arguments)
+        _conv_setup(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(_conv_backward)
+
+
+def conv2d(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto) -> Tensor:
+    """relu?(conv(x, w) + bias + alpha * x[centre tap]), differentiable; ``padding`` has four sides.
+
+    ``auto``: whether a pass may take torch's convolution (cuDNN) instead, where that was measured to be faster.
+    """
+    arguments = (image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto)
+    if torch.compiler.is_compiling() or not is_plain(image, weight, bias, alpha):
+        return _conv2d_op(*arguments)
+    return _Conv2d.apply(*arguments)

@@ -1,0 +1,71 @@
+"""How an operator is registered: schema, kernel, fake, gradient; and when eager code may skip the dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "triton_dirac"
+GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
+library = torch.library.Library(NAMESPACE, "DEF")
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def define(signature: str, run: Callable, fake: Callable) -> Callable:
+    """The operator of this schema: ``run`` on GPUs and, in Triton's interpreter, on CPUs; ``fake`` for tracing."""
+    name = signature.split("(")[0]
+    library.define(signature, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CUDA", "CPU"):
+        library.impl(name, run, key)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def register_gradient(name: str, backward: Callable, setup_context: Callable) -> None:
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=library)
+
+
+def twin_gradient(twin: Callable) -> tuple[Callable, Callable]:
+    """(backward, setup_context) of an operator whose gradient is that of a torch function of equal arguments."""
+
+    def setup_context(ctx, inputs, output):
+        ctx.places = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.rest = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.save_for_backward(*(inputs[i] for i in ctx.places))
+
+    def backward(ctx, *grads):
+        with torch.enable_grad():
+            arguments = list(ctx.rest)
+            for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+                arguments[place] = tensor.view_as(tensor)  # a new node: gradients stop here, not at a leaf
+            outputs = twin(*arguments)
+            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            wanted = [place for place in ctx.places if ctx.needs_input_grad[place]]
+            pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad and g is not None]
+            found = torch.autograd.grad(
+                [o for o, _ in pairs],
+                [arguments[place] for place in wanted],
+                [g for _, g in pairs],
+                create_graph=torch.is_grad_enabled(),
+                allow_unused=True,
+            )
+        result: list[Tensor | None] = [None] * len(arguments)
+        for place, gradient in zip(wanted, found, strict=True):
+            result[place] = gradient
+        return tuple(result)
+
+    return backward, setup_context
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether the tensors are ordinary ones and nothing is tracing: the dispatcher has nothing to add."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
+
+
+def may_launch(*tensors: Tensor | None) -> bool:
+    """Whether a kernel may be launched at once: no gradient is being recorded and nothing is tracing."""
+    return not torch.is_grad_enabled() and is_plain(*tensors)
