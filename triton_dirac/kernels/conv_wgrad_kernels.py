@@ -60,14 +60,11 @@ def _place(tiles_m, tiles_n, groups, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def _store(out, accumulator, tile_m, tile_n, Kg, columns, plane, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def _store(out, accumulator, k, column, Kg, columns, plane):
     """out[plane, k, column] = accumulator, in out's dtype, where k and column exist."""
-    k = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    corner = out + ((plane.to(tl.int64) * Kg + tile_m * BLOCK_M) * columns + tile_n * BLOCK_N)
-    offset = tl.arange(0, BLOCK_M)[:, None] * columns + tl.arange(0, BLOCK_N)[None, :]
+    offset = (plane.to(tl.int64) * Kg + k)[:, None] * columns + column[None, :]
     mask = (k < Kg)[:, None] & (column < columns)[None, :]
-    tl.store(corner + offset, accumulator.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + offset, accumulator.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -168,7 +165,7 @@ def wgrad_batch_kernel(
         if not EVEN:
             images = tl.where(image_ends, images - BLOCK_K, images)
 
-    _store(out, accumulator, tile_m, tile_n, Kg, columns, split * groups + group, BLOCK_M, BLOCK_N)
+    _store(out, accumulator, k, column, Kg, columns, split * groups + group)
 
 
 @triton.jit
@@ -297,7 +294,7 @@ def wgrad_pixel_kernel(
             p = tl.where(carry, p - P, p)
             row_offset = tl.where(carry, row_offset + jump_p, row_offset)
 
-    _store(out, accumulator, tile_m, tile_n, Kg, columns, split * groups + group, BLOCK_M, BLOCK_N)
+    _store(out, accumulator, k, column, Kg, columns, split * groups + group)
 
 
 @triton.jit
