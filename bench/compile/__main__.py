@@ -63,9 +63,11 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
 
 
 def is_default(job: Job, first_net: str, last_layer: str) -> bool:
-    """Dtypes but bfloat16, and the direct kernels, are compiled for one layer only."""
+    """One layer gets all kernels and dtypes; the others default picks and weight preparation in bfloat16."""
     is_one = job.net == first_net and job.layer.startswith((last_layer, "all"))
-    return is_one or (job.dtype == DTYPES[0] and not job.kernel.startswith("conv_direct"))
+    is_pick = "loader" not in job.arguments and not job.kernel.startswith("conv_direct")
+    is_first = job.dtype == DTYPES[0]
+    return (is_pick and (is_one or is_first)) or (is_one and is_first)
 
 
 def representative(of_net: Sequence[Layer]) -> list[Layer]:

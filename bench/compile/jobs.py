@@ -41,11 +41,17 @@ class Job:
 
 # Every kernel of the table: its planner and the planner's arguments.
 KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "conv_fprop": ("bench.compile.plans:fprop", {}),
     "conv_fprop gather": ("bench.compile.plans:fprop", {"loader": "gather"}),
+    "conv_fprop batch": ("bench.compile.plans:fprop", {"loader": "batch"}),
     "conv_fprop tile": ("bench.compile.plans:fprop", {"loader": "tile"}),
+    "conv_dgrad": ("bench.compile.plans:dgrad", {}),
     "conv_dgrad gather": ("bench.compile.plans:dgrad", {"loader": "gather"}),
+    "conv_dgrad batch": ("bench.compile.plans:dgrad", {"loader": "batch"}),
     "conv_dgrad tile": ("bench.compile.plans:dgrad", {"loader": "tile"}),
     "conv_wgrad": ("bench.compile.plans:wgrad", {}),
+    "conv_wgrad gather": ("bench.compile.plans:wgrad", {"loader": "gather"}),
+    "conv_wgrad batch": ("bench.compile.plans:wgrad", {"loader": "batch"}),
     "conv_direct fprop": ("bench.compile.plans:direct", {"pass": "fprop"}),
     "conv_direct dgrad": ("bench.compile.plans:direct", {"pass": "dgrad"}),
     "conv_direct wgrad": ("bench.compile.plans:direct", {"pass": "wgrad"}),
@@ -62,17 +68,11 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def has_tma(target: str) -> bool:
-    """Whether hardware copies tensor tiles; elsewhere Triton emulates descriptors, at 3 to 12 times the floor."""
-    kind, arch = target.split(":")
-    return kind == "cuda" and int(arch) >= 90
-
-
 def jobs_of_layer(layer: Layer, kernels: Sequence[str], dtype: str, target: str) -> list[Job]:
     """A job for each of ``kernels`` that runs for such a layer, on the problem that the kernel is meant for.
 
-    Only Dirac weights are prepared, images have no gradient, the tile loader needs stride 1 and TMA. No net
-    has a depthwise convolution, so the direct kernels get the layer's depthwise twin.
+    Only Dirac weights are prepared, and images have no gradient. No net has a depthwise convolution, so the
+    direct kernels get the layer's depthwise twin.
     """
     jobs = []
     for kernel in kernels:
@@ -83,8 +83,6 @@ def jobs_of_layer(layer: Layer, kernels: Sequence[str], dtype: str, target: str)
         if kernel.startswith("conv_direct") and not (layer.dirac and dtype != "tf32"):
             continue
         if kernel.startswith("conv_dgrad") and not layer.dirac:
-            continue
-        if kernel.endswith("tile") and (problem.stride != (1, 1) or not has_tma(target)):
             continue
         if kernel.startswith("conv_direct"):
             problem, name = replace(problem, K=problem.C, groups=problem.C), f"{name} depthwise"

@@ -18,7 +18,7 @@ from bench.layers import Layer
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning.config import Config
 
-from .jobs import KERNELS, PEERS, Job, has_tma
+from .jobs import KERNELS, PEERS, Job
 
 FLOOR = "GEMM, no masks"
 TILES = (
@@ -37,8 +37,7 @@ GEMMS: dict[str, tuple[str, dict[str, Any]]] = {
     FLOOR: ("bench.compile.floors:plan_gemm", {"masked": False}),
     "GEMM, masks": ("bench.compile.floors:plan_gemm", {"masked": True}),
 }
-CONVOLUTIONS = {name: planner for name, planner in KERNELS.items() if "gather" in name or "tile" in name}
-CONVOLUTIONS["conv_wgrad"] = KERNELS["conv_wgrad"]
+CONVOLUTIONS = {name: planner for name, planner in KERNELS.items() if "loader" in planner[1]}
 
 
 def jobs_of(
@@ -59,6 +58,12 @@ def jobs_of(
         for kernel, (planner, arguments) in (GEMMS | wanted).items()
         if has_tma(target) or not kernel.endswith("tile")
     ]
+
+
+def has_tma(target: str) -> bool:
+    """Whether hardware copies tensor tiles; elsewhere Triton emulates descriptors, at 3 to 12 times the floor."""
+    kind, arch = target.split(":")
+    return kind == "cuda" and int(arch) >= 90
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:

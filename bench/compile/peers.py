@@ -20,9 +20,9 @@ from triton_dirac.kernels.launch import Launch
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning import fprop as fprop_tuning
 from triton_dirac.tuning.config import Config
+from triton_dirac.tuning.targets import TARGETS
 
 from .jobs import Job
-from .plans import config_of
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="triton-dirac-peers-")  # the JIT reads its source from a file
 
@@ -37,7 +37,7 @@ def plan_inductor(job: Job) -> tuple[str, list[Launch]]:
         from torch._inductor.kernel.conv import conv2d_template
     except ImportError as error:
         raise NotInstalled(f"torch {torch.__version__} has no convolution template") from error
-    p, config = job.problem, config_of(job, fprop_tuning.default)
+    p, config = job.problem, _config(job)
     x, w, y = _tensors(job)
     shapes, tensors = {"X": x.shape, "W": w.shape, None: y.shape}, {"X": x, "W": w}
     constants = {
@@ -65,7 +65,7 @@ def plan_inductor(job: Job) -> tuple[str, list[Launch]]:
 
 def plan_flag_gems(job: Job) -> tuple[str, list[Launch]]:
     """FlagGems' forward kernel; argument "layout" is "NHWC" (channels-last strides) or "NCHW" (its own)."""
-    p, config = job.problem, config_of(job, fprop_tuning.default)
+    p, config = job.problem, _config(job)
     x, w, y = _tensors(job, channels_last=job.arguments["layout"] == "NHWC")
     bias = torch.empty(p.K, dtype=x.dtype, device="meta")
     kernel = _flag_gems("conv2d.py", "conv2d_forward_kernel")
@@ -107,6 +107,12 @@ def _tensors(job: Job, channels_last: bool = True) -> tuple[torch.Tensor, torch.
     shapes = (p.input_shape, p.weight_shape, p.output_shape)
     x, w, y = (torch.empty(s, dtype=dtype, device="meta", memory_format=layout) for s in shapes)
     return x, w, y
+
+
+def _config(job: Job) -> Config:
+    if "config" in job.arguments:
+        return Config(**job.arguments["config"])
+    return fprop_tuning.default(job.problem, getattr(torch, job.dtype), TARGETS[job.target])
 
 
 def _grid(p: ConvProblem, config: Config) -> tuple[int, int, int]:

@@ -1,14 +1,14 @@
 """In the worker: a job's plain data -> the launches that our kernels plan for it, on meta tensors.
 
 Each function takes a Job and returns the config's name and the launches. A job's arguments: "config" forces a
-config, "loader" the loader of the default one. Convolutions of Dirac layers are those of the split form.
+config and "loader" its loader; "loader" alone takes the first config that is offered with it, and where none is
+there are no launches; else the kernel's default is taken. Convolutions are those of the split form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -31,7 +31,9 @@ TF32 = ("tf32", "tf32x3")  # float32 tensors; other dtypes are named as torch na
 
 def fprop(job: Job) -> tuple[str, list[Launch]]:
     """y = conv(x, w), with the identity in the epilogue where the layer has one."""
-    p, dtype, config = job.problem, dtype_of(job), config_of(job, fprop_tuning.default)
+    p, dtype, config = job.problem, dtype_of(job), config_of(job, fprop_tuning)
+    if config is None:
+        return "", []
     x, w, y = (empty(shape, dtype) for shape in (p.input_shape, p.weight_shape, p.output_shape))
     launches = plan_fprop(x, w, y, None, alpha(job), p, precision=precision(job), config=config)
     return config.name, launches
@@ -39,14 +41,18 @@ def fprop(job: Job) -> tuple[str, list[Launch]]:
 
 def dgrad(job: Job) -> tuple[str, list[Launch]]:
     """dx, with the identity in the epilogue where the layer has one."""
-    p, dtype, config = job.problem, dtype_of(job), config_of(job, dgrad_tuning.default)
+    p, dtype, config = job.problem, dtype_of(job), config_of(job, dgrad_tuning)
+    if config is None:
+        return "", []
     dy, w, dx = (empty(shape, dtype) for shape in (p.output_shape, p.weight_shape, p.input_shape))
     return config.name, plan_dgrad(dy, w, dx, alpha(job), p, precision=precision(job), config=config)
 
 
 def wgrad(job: Job) -> tuple[str, list[Launch]]:
     """dw: the main pass and, where the reduction is split, the second."""
-    p, dtype, config = job.problem, dtype_of(job), config_of(job, wgrad_tuning.default)
+    p, dtype, config = job.problem, dtype_of(job), config_of(job, wgrad_tuning)
+    if config is None:
+        return "", []
     split_k = wgrad_tuning.split_k(p, config, TARGETS[job.target])
     shape = conv_wgrad.workspace_shape(p, config, split_k)
     workspace = None if shape is None else torch.empty(shape, device="meta")
@@ -120,9 +126,13 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
 
 
-def config_of(job: Job, default: Callable[..., Config]) -> Config:
-    """The forced config, else the kernel's default for the job's problem, dtype and target."""
-    arguments: dict[str, Any] = job.arguments
-    found = default(job.problem, dtype_of(job), TARGETS[job.target])
-    config = Config(**arguments["config"]) if "config" in arguments else found
-    return replace(config, loader=arguments.get("loader", config.loader))
+def config_of(job: Job, tuning: ModuleType) -> Config | None:
+    """The config that the job's arguments mean; ``tuning`` has the kernel's ``default`` and ``offered``."""
+    arguments, asked = job.arguments, (job.problem, dtype_of(job), TARGETS[job.target])
+    loader = arguments.get("loader")
+    if "config" in arguments:
+        config = Config(**arguments["config"])
+        return replace(config, loader=loader or config.loader)
+    if loader is None:
+        return tuning.default(*asked)
+    return next((config for config in tuning.offered(*asked) if config.loader == loader), None)

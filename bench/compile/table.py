@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +75,6 @@ def write_json(data: dict[str, Any], path: Path) -> None:
     """Write all or nothing: a reader never sees half a file."""
     text = json.dumps(data, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".part") as file:
-        file.write(text)
-    os.replace(file.name, path)
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
