@@ -61,7 +61,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
     lab = lab_of(config)
     command = shlex.join(["pytest", *config.invocation_params.args])
     clocks_after = environment.clocks() if lab.on_gpu else None
-    output_json["environment"] = environment.environment(command, lab.clocks_before, clocks_after)
+    output_json["environment"] = environment.environment(command, lab.clocks_before, clocks_after, lab.load_before)
     output_json["not_run"] = lab.not_run
     output_json["accuracy"] = lab.accuracy
 

@@ -41,8 +41,17 @@ def clocks(run: Run = output_of) -> dict[str, float | None] | None:
     return {name: _number(text) for name, text in zip(CLOCKS.values(), line.split(","), strict=True)}
 
 
+def load() -> float | None:
+    """Processes that wanted a core, on average over the last minute; before a run, those that disturb it."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def environment(
-    command: str, clocks_before: dict | None = None, clocks_after: dict | None = None, run: Run = output_of
+    command: str,
+    clocks_before: dict | None = None,
+    clocks_after: dict | None = None,
+    load_before: float | None = None,
+    run: Run = output_of,
 ) -> dict[str, Any]:
     """The machine, the versions and the commit; ``command`` is how the program was called."""
     has_gpu = torch.cuda.is_available()
@@ -52,6 +61,7 @@ def environment(
         "driver": _driver(run) if has_gpu else None,
         "clocks_before": clocks_before,
         "clocks_after": clocks_after,
+        "load_before": load_before,
         "torch": torch.__version__,
         "triton": _triton_version(),
         "cuda": torch.version.cuda or torch.version.hip,

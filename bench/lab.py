@@ -37,6 +37,7 @@ class Lab:
         self.on_gpu = device.type == "cuda"
         self.accuracy: list[dict[str, Any]] = []
         self.not_run: list[dict[str, Any]] = []
+        self.load_before = environment.load()
         self.clocks_before = environment.clocks() if self.on_gpu else None
         self._sampler = sampler
         self._row: Row | None = None

@@ -18,11 +18,16 @@ def one_entry_a_line(document: dict[str, Any]) -> str:
 
     def text(value: Any) -> str:
         if isinstance(value, list) and value:
-            return "[\n" + ",\n".join(json.dumps(element) for element in value) + "\n]"
-        return json.dumps(value)
+            return "[\n" + ",\n".join(map(dense, value)) + "\n]"
+        return dense(value)
 
-    lines = (f"{json.dumps(key)}: {text(value)}" for key, value in document.items())
+    lines = (f"{dense(key)}:{text(value)}" for key, value in document.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def dense(value: Any) -> str:
+    """JSON without spaces."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 def digits(value: float, significant: int) -> float:

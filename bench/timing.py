@@ -86,7 +86,7 @@ def _no_collection() -> Iterator[None]:
 def wall_samples(
     calls: Mapping[str, Call],
     clock: Callable[[], float] = time.perf_counter,
-    budget: float = 0.4,
+    budget: float = 0.3,
     least: int = 7,
     most: int = 15,
 ) -> dict[str, Samples]:

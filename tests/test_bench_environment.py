@@ -32,10 +32,11 @@ def test_without_nvidia_smi_there_are_no_clocks():
 
 def test_environment_says_what_a_reader_needs():
     run = script(status=" M bench/lab.py", parse="0123abc", driver="570.1")
-    found = environment("pytest --benchmark-only", {"sm_mhz": 1.0}, {"sm_mhz": 2.0}, run)
+    found = environment("pytest --benchmark-only", {"sm_mhz": 1.0}, {"sm_mhz": 2.0}, 0.25, run)
     assert (found["commit"], found["dirty"]) == ("0123abc", True)
     assert found["command"] == "pytest --benchmark-only"
     assert (found["clocks_before"], found["clocks_after"]) == ({"sm_mhz": 1.0}, {"sm_mhz": 2.0})
+    assert found["load_before"] == 0.25
     for name in ("torch", "triton", "cpu", "cores", "threads", "python", "platform", "date"):
         assert found[name], name
     assert {"gpu", "driver", "cuda"} <= found.keys()
