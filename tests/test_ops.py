@@ -198,3 +198,30 @@ def test_auto_takes_what_measured_faster_for_each_pass(chosen, monkeypatch):
     ):
         assert_as_good_as_torch(f"{chosen} {name}", mine.detach(), theirs.detach())
     assert asked == ["conv_fprop backend", "conv_dgrad backend", "conv_wgrad backend"]
+
+
+def test_a_repeated_layer_is_replayed_with_the_tensors_of_the_moment(monkeypatch):
+    """The second call of a layer skips checks and plans; other tensors, shapes and switches are not mixed up."""
+    from triton_dirac import functional
+
+    monkeypatch.setattr(functional, "_steady", {})
+    replays = []
+    monkeypatch.setattr(ops, "replay", lambda *a, original=ops.replay: replays.append(1) or original(*a))
+    layers = [td.DiracConv2d(3, 4, 3, 1, backend="triton") for _ in range(2)]
+    images = [torch.randn(1, 3, 4, 4).to(memory_format=torch.channels_last) for _ in range(2)]
+    for layer, image in [(layers[0], images[0]), (layers[1], images[1]), (layers[0], images[1])]:
+        x = image.double()
+        parameters = [p.detach().double() for p in (layer.weight, layer.alpha, layer.beta, layer.bias)]
+        expected = reference.dirac_conv2d(x, *parameters, padding=1)
+        output = layer(image)
+        assert_as_good_as_torch("output", output.detach(), expected)
+        output.sum().backward()
+    assert len(replays) == 2
+    with pytest.raises(ValueError, match="activation must be None or 'relu', got 'gelu'"):
+        td.dirac_conv2d(
+            images[0], layers[0].weight, layers[0].alpha, layers[0].beta, padding=1, activation="gelu"
+        )
+    contiguous = torch.randn(1, 3, 4, 4)  # must be copied, so it cannot be replayed
+    for _ in range(2):
+        layers[0](contiguous)
+    assert len(replays) == 2

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import triton
+from torch import Tensor
 
 # Triton decides when a kernel is decorated, so what held at import is what holds.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 # The interpreter puts its own functions into triton.language while a kernel runs: one kernel at a time.
 _INTERPRETER = threading.RLock()
+_recorder = threading.local()
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,42 @@ class Launch:
     constexprs: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, int] = field(default_factory=dict)
 
-    def run(self) -> None:
-        """Launch on the tensors' device; nothing is launched for an empty grid."""
-        if not all(self.grid):
+    def run(self, **tensors: Tensor | None) -> None:
+        """Launch on the tensors' device; nothing is launched for an empty grid.
+
+        ``tensors`` are the arguments that a launch taken apart by ``replayable`` lacks.
+        """
+        if (launches := getattr(_recorder, "launches", None)) is not None:
+            launches.append(self)
+        if 0 in self.grid:
             return
         with _INTERPRETER if INTERPRETED else nullcontext():
-            self.kernel[self.grid](**self.args, **self.constexprs, **self.options)
+            self.kernel[self.grid](**self.args, **tensors, **self.constexprs, **self.options)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """The launches that this thread runs inside."""
+    launches: list[Launch] = []
+    _recorder.launches = launches
+    try:
+        yield launches
+    finally:
+        _recorder.launches = None
+
+
+def replayable(launch: Launch, tensors: Sequence[Tensor | None]) -> tuple[Launch, list[tuple[str, int]]] | None:
+    """(the launch without its tensors, [(argument, index in ``tensors``)]) for running it again on others.
+
+    None if it holds a tensor that is not among ``tensors`` (a copy), or a tensor descriptor.
+    """
+    places = {id(tensor): index for index, tensor in enumerate(tensors) if tensor is not None}
+    rest, binding = {}, []
+    for name, value in launch.args.items():
+        if value is None or isinstance(value, (int, float)):
+            rest[name] = value
+        elif id(value) in places:
+            binding.append((name, places[id(value)]))
+        else:
+            return None
+    return replace(launch, args=rest), binding

@@ -9,7 +9,18 @@ the launch, when nothing needs it.
 """
 
 from triton_dirac.ops.conv import conv2d
-from triton_dirac.ops.dirac import dirac_conv2d
+from triton_dirac.ops.dirac import Settings, SteadyLayer, dirac_conv2d, replay
 from triton_dirac.ops.prep import may_batch, weight_prep, weight_preps
+from triton_dirac.ops.register import is_plain
 
-__all__ = ["conv2d", "dirac_conv2d", "may_batch", "weight_prep", "weight_preps"]
+__all__ = [
+    "Settings",
+    "SteadyLayer",
+    "conv2d",
+    "dirac_conv2d",
+    "is_plain",
+    "may_batch",
+    "replay",
+    "weight_prep",
+    "weight_preps",
+]

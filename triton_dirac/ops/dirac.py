@@ -6,27 +6,48 @@ and the weight's own gradient, where two operators would round it to the GEMM's 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from triton_dirac.kernels.launch import Launch, recorded, replayable
 from triton_dirac.ops import conv, prep
 from triton_dirac.ops.register import GEOMETRY, define, is_plain, may_launch, register_gradient
 
 
-def _run(
-    image, weight, alpha, beta, bias, eps, split, stride, padding, dilation, groups, relu, precision, auto
-) -> tuple[Tensor, Tensor, Tensor]:
-    filters, norm = prep.run(weight, alpha, beta, eps, not split, image.dtype, True, groups)
-    geometry = (stride, padding, dilation, groups)
-    output = conv.run(image, filters, bias, alpha if split else None, *geometry, relu, precision, auto)
+class Settings(NamedTuple):
+    """All of the operator's arguments that are not tensors, in its order; ``padding`` has four sides."""
+
+    eps: float
+    split: bool
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+    relu: bool
+    precision: str
+    auto: bool
+
+    @property
+    def geometry(self) -> tuple:
+        return self[2:6]
+
+
+def _run(image, weight, alpha, beta, bias, *arguments) -> tuple[Tensor, Tensor, Tensor]:
+    s = Settings(*arguments)
+    filters, norm = prep.run(weight, alpha, beta, s.eps, not s.split, image.dtype, True, s.groups)
+    identity = alpha if s.split else None
+    output = conv.run(image, filters, bias, identity, *s.geometry, s.relu, s.precision, s.auto)
     return output, filters, norm
 
 
-def _fake(image, weight, alpha, beta, bias, eps, split, stride, padding, dilation, groups, relu, precision, auto):
-    filters, norm = prep.fake(weight, alpha, beta, eps, not split, image.dtype, True, groups)
-    geometry = (stride, padding, dilation, groups)
-    return conv.fake(image, filters, bias, alpha, *geometry, relu, precision, auto), filters, norm
+def _fake(image, weight, alpha, beta, bias, *arguments):
+    s = Settings(*arguments)
+    filters, norm = prep.fake(weight, alpha, beta, s.eps, not s.split, image.dtype, True, s.groups)
+    output = conv.fake(image, filters, bias, alpha, *s.geometry, s.relu, s.precision, s.auto)
+    return output, filters, norm
 
 
 _dirac_conv2d = define(
@@ -38,48 +59,53 @@ _dirac_conv2d = define(
 
 
 def _setup(ctx, inputs, output):
-    image, weight, alpha, beta, bias, ctx.eps, ctx.split, *ctx.geometry, ctx.relu, ctx.precision, ctx.auto = inputs
+    image, weight, alpha, beta, bias, *arguments = inputs
     result, filters, norm = output
-    ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(image, weight, alpha, beta, bias, filters, norm, result if ctx.relu else None)
+    ctx.settings = Settings(*arguments)
+    ctx.save_for_backward(image, weight, alpha, beta, bias, filters, norm, result if ctx.settings.relu else None)
     ctx.mark_non_differentiable(filters, norm)
 
 
-def _backward(ctx, grad, *_):
-    image, weight, alpha, beta, _, filters, norm, result = ctx.saved_tensors
+def _gradients(ctx, grad):
+    """Of image, weight, alpha, beta and bias."""
     if torch.is_grad_enabled():
-        return _differentiable_backward(ctx, grad)
+        return _differentiable_gradients(ctx, grad)
+    s = ctx.settings
+    image, weight, alpha, beta, bias, filters, norm, result = ctx.saved_tensors
     need_image, need_weight, need_alpha, need_beta, need_bias = ctx.needs_input_grad[:5]
-    if ctx.relu:
+    if s.relu:
         grad = torch.ops.aten.threshold_backward(grad, result, 0)
     direct = may_launch(grad, image, weight)
-    rest = (*ctx.geometry, ctx.precision, ctx.auto)
+    rest = (*s.geometry, s.precision, s.auto)
     dimage = dweight = dalpha = dbeta = dbias = None
     if need_image:
-        identity = alpha if ctx.split else None
+        identity = alpha if s.split else None
         dimage = (conv.dgrad_run if direct else conv.conv_dgrad)(grad, filters, identity, image.shape, *rest)
     if need_weight or need_alpha or need_beta:
         run = conv.wgrad_run if direct else conv.conv_wgrad
         dfilters = run(grad, image, weight.shape, torch.float32, *rest)
         run = prep.backward_run if direct else prep.weight_prep_backward
-        dweight, dalpha, dbeta = run(dfilters, weight, alpha, beta, norm, ctx.eps, True, ctx.geometry[-1])
+        dweight, dalpha, dbeta = run(dfilters, weight, alpha, beta, norm, s.eps, True, s.groups)
     if need_bias:
-        dbias = conv.bias_gradient(grad, ctx.bias_dtype)
-    return dimage, dweight, dalpha, dbeta, dbias, *(None,) * 9
+        dbias = conv.bias_gradient(grad, bias.dtype)
+    return dimage, dweight, dalpha, dbeta, dbias
 
 
-def _differentiable_backward(ctx, grad):
+def _differentiable_gradients(ctx, grad):
     """The same gradients as a function that can be differentiated again: those of the two operators."""
-    image, weight, alpha, beta, bias, *_ = ctx.saved_tensors
-    inputs = [image, weight, alpha, beta, bias]
-    points = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
-    x, w, a, b, shift = points
-    filters = prep.weight_prep(w, a, b, ctx.eps, not ctx.split, x.dtype, True, ctx.geometry[-1])
-    output = conv.conv2d(x, filters, shift, a if ctx.split else None, *ctx.geometry, ctx.relu, ctx.precision, ctx.auto)
+    s = ctx.settings
+    points = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors[:5]]
+    x, w, a, b, bias = points
+    filters = prep.weight_prep(w, a, b, s.eps, not s.split, x.dtype, True, s.groups)
+    output = conv.conv2d(x, filters, bias, a if s.split else None, *s.geometry, s.relu, s.precision, s.auto)
     wanted = [i for i in range(5) if ctx.needs_input_grad[i]]
     found = torch.autograd.grad(output, [points[i] for i in wanted], grad, create_graph=True, allow_unused=True)
     gradients = dict(zip(wanted, found, strict=True))
-    return *(gradients.get(i) for i in range(5)), *(None,) * 9
+    return tuple(gradients.get(i) for i in range(5))
+
+
+def _backward(ctx, grad, *_):
+    return *_gradients(ctx, grad), *(None,) * len(Settings._fields)
 
 
 register_gradient("dirac_conv2d", _backward, _setup)
@@ -90,22 +116,76 @@ def _flops(image_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
     return conv.flops(out_shape[0], weight_shape)
 
 
+# --- eager entry points -----------------------------------------------------------------------------------
+
+
+class SteadyLayer:
+    """A layer's launches as they were in an earlier call, without the tensors.
+
+    Checking and planning cost the host several times what launching does, and a training step repeats its few
+    layers. A replay is right for tensors of the same shapes, strides, dtypes and device.
+    """
+
+    def __init__(self, settings: Settings, launches: list, outputs: tuple[Tensor, ...]) -> None:
+        self.settings = settings
+        self.launches = launches
+        self.filters, self.norm, self.output = (
+            (t.shape, t.stride(), {"dtype": t.dtype, "device": t.device}) for t in outputs
+        )
+
+    @classmethod
+    def of(cls, settings: Settings, launches: list[Launch], inputs, outputs) -> SteadyLayer | None:
+        """None where a call cannot be replayed: it copied a tensor, tuned a kernel, took cuDNN or a descriptor."""
+        steps = [replayable(launch, (*inputs, *outputs)) for launch in launches]
+        if len(steps) != 2 or None in steps:
+            return None
+        return cls(settings, steps, outputs)
+
+    def run(self, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        empty = torch.empty_strided
+        filters = empty(self.filters[0], self.filters[1], **self.filters[2])
+        norm = empty(self.norm[0], self.norm[1], **self.norm[2])
+        output = empty(self.output[0], self.output[1], **self.output[2])
+        tensors = (*inputs, filters, norm, output)
+        for launch, binding in self.launches:
+            launch.run(**{name: tensors[index] for name, index in binding})
+        return filters, norm, output
+
+
 class _DiracConv2d(torch.autograd.Function):
+    """The operator below the dispatcher, in full or as a replay."""
+
     @staticmethod
-    def forward(ctx, *arguments):
-        output = _run(*arguments)
-        _setup(ctx, arguments, output)
-        return output[0]
+    def forward(ctx, image, weight, alpha, beta, bias, settings, steady, found):
+        inputs = (image, weight, alpha, beta, bias)
+        if steady is not None:
+            filters, norm, output = steady.run(inputs)
+        else:
+            with recorded() as launches:
+                output, filters, norm = _run(*inputs, *settings)
+            found.append(SteadyLayer.of(settings, launches, inputs, (filters, norm, output)))
+        ctx.settings = settings
+        ctx.save_for_backward(*inputs, filters, norm, output if settings.relu else None)
+        return output
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx, grad):
+        return *_gradients(ctx, grad), None, None, None
 
 
-def dirac_conv2d(
-    image, weight, alpha, beta, bias, eps, split, stride, padding, dilation, groups, relu, precision, auto
-) -> Tensor:
-    """relu?(conv(x, What) + bias), differentiable; arguments as ``triton_dirac.functional`` checked them."""
-    geometry = (stride, padding, dilation, groups)
-    arguments = (image, weight, alpha, beta, bias, eps, split, *geometry, relu, precision, auto)
+def dirac_conv2d(image, weight, alpha, beta, bias, settings: Settings) -> tuple[Tensor, SteadyLayer | None]:
+    """(relu?(conv(x, What) + bias), how to do the same again): arguments as ``triton_dirac.functional`` checked."""
     if torch.compiler.is_compiling() or not is_plain(image, weight, alpha, beta, bias):
-        return _dirac_conv2d(*arguments)[0]
-    return _DiracConv2d.apply(*arguments)
+        return _dirac_conv2d(image, weight, alpha, beta, bias, *settings)[0], None
+    found: list[SteadyLayer | None] = []
+    output = _DiracConv2d.apply(image, weight, alpha, beta, bias, settings, None, found)
+    return output, found[0]
+
+
+# autograd.Function.apply without its search for functorch's wrappers: is_plain has excluded them.
+_apply = super(torch.autograd.Function, _DiracConv2d).apply
+
+
+def replay(tensors: tuple[Tensor | None, ...], steady: SteadyLayer) -> Tensor:
+    """``dirac_conv2d`` again, for ordinary tensors of the same shapes, strides, dtypes and device."""
+    return _apply(*tensors, steady.settings, steady, None)
