@@ -14,7 +14,7 @@ phases tell:
 
 and a phase moves by a constant with at most one wrap: ``min(moved, moved - period)`` on unsigned numbers.
 And where the output is as large as the input (stride 1, "same" padding) the input's address is linear in
-the pixel, so only one scalar pointer moves (LINEAR); else each row's offset jumps when q or p wraps.
+the pixel, so only one scalar pointer moves (LINEAR); else each row's place jumps when q or p wraps.
 
 Instructions a warp issues per MMA, as a multiple of an unmasked GEMM's (counted from SASS, fp16, tiles of 128x64
 to 128x128, sm_80 and sm_90, Triton 3.7.1 and 3.9): batch order 0.9 to 1.2, pixel order 0.9 to 1.2 where BLOCK_K
@@ -32,6 +32,16 @@ def _wrap(phase, step, period):
     """(phase + step) mod period for unsigned phase, step < period: a wrapped difference loses the minimum."""
     moved = phase + step
     return tl.minimum(moved, moved - period)
+
+
+@triton.jit
+def _clamp(index, size, VECTOR: tl.constexpr):
+    """(number of its vector, place in it) of each index; those beyond the size read the first vector.
+
+    Written with whole vectors, so that the compiler proves the loads' width: hints do not outlive AMD's passes.
+    """
+    vector = index // VECTOR
+    return tl.where(vector < size // VECTOR, vector, 0), index % VECTOR
 
 
 @triton.jit
@@ -93,9 +103,9 @@ def wgrad_batch_kernel(
         tap = tile_n * BLOCK_N // Cg
         c = tile_n * BLOCK_N - tap * Cg + tl.arange(0, BLOCK_N)
     else:
-        column_read = tl.where(column < columns, column, 0)
-        tap = column_read // Cg
-        c = tl.max_contiguous(tl.multiple_of(column_read - tap * Cg, VECTOR_C), VECTOR_C)
+        column_vector, lane = _clamp(column, columns, VECTOR_C)
+        tap = column_vector // (Cg // VECTOR_C)
+        c = (column_vector - tap * (Cg // VECTOR_C)) * VECTOR_C + lane
     tap_h = (tap // S) * dilation_h
     tap_w = (tap % S) * dilation_w
     tap_shift = (tap_h * W + tap_w) * C
@@ -103,10 +113,8 @@ def wgrad_batch_kernel(
         start_p, count_p = _first_and_count(tap_h, pad_top, H, stride_h, P)
         start_q, count_q = _first_and_count(tap_w, pad_left, W, stride_w, Q)
         end_p, end_q = start_p + count_p, start_q + count_q
-        column_offset = tap_shift + c
     else:
         start_p, end_p, start_q, end_q = 0, P, 0, Q
-        column_offset = tl.max_constancy(tl.multiple_of(tap_shift, VECTOR_C), VECTOR_C) + c
 
     width = end_q - start_q
     box = tl.maximum((end_p - start_p) * width, 1)
@@ -120,11 +128,12 @@ def wgrad_batch_kernel(
     n = block.to(tl.int64) * BLOCK_K
 
     # Channels and columns beyond the end read the first ones: their sums are never stored.
-    k_read = tl.max_contiguous(tl.multiple_of(tl.where(k < Kg, k, 0), VECTOR_K), VECTOR_K)
+    vector, lane = _clamp(k, Kg, VECTOR_K)
+    k_read = vector * VECTOR_K + lane
     dy_tile = dy + ((n * P + p) * Q + q) * K + group * Kg
     dy_offset = k_read[:, None] + (row * (P * Q * K))[None, :]
     x_tile = x + ((n * H + (p * stride_h - pad_top)) * W + (q * stride_w - pad_left)) * C + group * Cg
-    x_offset = (row * (H * W * C))[:, None] + column_offset[None, :]
+    x_offset = (row * (H * W * C))[:, None] + (tap_shift + c)[None, :]
     # How far the next pixel is: in the row, in the next row, in the next BLOCK_K images.
     dy_next_q = K
     dy_next_p = (Q - width + 1) * K
@@ -196,17 +205,18 @@ def wgrad_pixel_kernel(
 
     # Channels and columns beyond the end read the first ones: their sums are never stored.
     k = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    k_read = tl.max_contiguous(tl.multiple_of(tl.where(k < Kg, k, 0), VECTOR_K), VECTOR_K)
+    vector, lane = _clamp(k, Kg, VECTOR_K)
+    k_read = vector * VECTOR_K + lane
     dy_tile = dy + first * K + group * Kg
     dy_offset = k_read[:, None] + row[None, :] * K
 
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    column_read = tl.where(column < columns, column, 0)
-    tap = column_read // Cg
-    c = tl.max_contiguous(tl.multiple_of(column_read - tap * Cg, VECTOR_C), VECTOR_C)
+    column_vector, lane = _clamp(column, columns, VECTOR_C)
+    tap = column_vector // (Cg // VECTOR_C)
+    c = (column_vector - tap * (Cg // VECTOR_C)) * VECTOR_C + lane
     tap_h = (tap // S) * dilation_h
     tap_w = (tap % S) * dilation_w
-    tap_shift = tl.max_constancy(tl.multiple_of((tap_h * W + tap_w) * C, VECTOR_C), VECTOR_C)
+    tap_shift = (tap_h * W + tap_w) * C
 
     image0 = first // (P * Q)
     pixel0 = (first - image0 * (P * Q)).to(tl.int32)
@@ -222,11 +232,10 @@ def wgrad_pixel_kernel(
         step_x = BLOCK_K * stride_w * C
     else:
         ahead = (pixel0 + row) // (P * Q)
-        row_offset = ((ahead * H + (p - p0) * stride_h) * W + (q - q0) * stride_w) * C
-        column_offset = tap_shift + c
+        row_at = (ahead * H + (p - p0) * stride_h) * W + (q - q0) * stride_w
         step_x = ((step_n * H + step_p * stride_h) * W + step_q * stride_w) * C
-        jump_q = (stride_h * W - Q * stride_w) * C
-        jump_p = (H - P * stride_h) * W * C
+        jump_q = stride_h * W - Q * stride_w
+        jump_p = (H - P * stride_h) * W
     if PADDED:
         first_p, count_p = _first_and_count(tap_h, pad_top, H, stride_h, P)
         first_q, count_q = _first_and_count(tap_w, pad_left, W, stride_w, Q)
@@ -248,7 +257,7 @@ def wgrad_pixel_kernel(
     rows_left = tl.minimum(left, steps_per_split * BLOCK_K).to(tl.int32)
     for _ in range(steps):
         if not LINEAR:
-            x_offset = row_offset[:, None] + column_offset[None, :]
+            x_offset = (row_at * C)[:, None] + (tap_shift + c)[None, :]
         x_pointer = x_tile + x_offset
         if PADDED:
             if LINEAR:
@@ -289,10 +298,10 @@ def wgrad_pixel_kernel(
             carry = q >= Q
             q = tl.where(carry, q - Q, q)
             p = tl.where(carry, p + (step_p + 1), p + step_p)
-            row_offset = tl.where(carry, row_offset + jump_q, row_offset)
+            row_at = tl.where(carry, row_at + jump_q, row_at)
             carry = p >= P
             p = tl.where(carry, p - P, p)
-            row_offset = tl.where(carry, row_offset + jump_p, row_offset)
+            row_at = tl.where(carry, row_at + jump_p, row_at)
 
     _store(out, accumulator, k, column, Kg, columns, split * groups + group)
 
