@@ -8,7 +8,7 @@ runs, delta kept in a buffer: a rival, not a straw man.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -121,47 +121,27 @@ WEIGHT_PREP = (
 # --- convolution ------------------------------------------------------------------------------------------
 
 
-def _conv_torch(layout: torch.memory_format) -> Build:
+def _conv(convolve: Callable[..., Tensor], layout: torch.memory_format = LAST) -> Build:
+    """dgrad and wgrad are autograd's, each alone: only one of x and w asks for its gradient."""
+
     def build(work: Work) -> Callable[[], Results]:
         x, w, dy = (work.inputs[name].contiguous(memory_format=layout) for name in ("x", "w", "dy"))
-        geometry = work.geometry
+        run = partial(convolve, bias=None, **work.geometry)
         if work.direction == "fprop":
-            return lambda: (F.conv2d(x, w, None, **geometry),)
-        wanted = [work.direction == "dgrad", work.direction == "wgrad", False]
-        place = wanted.index(True)
-        stride, padding, dilation = geometry["stride"], geometry["padding"], geometry["dilation"]
-        groups = geometry["groups"]
-
-        def backward() -> Results:
-            gradients = torch.ops.aten.convolution_backward(
-                dy, x, w, None, stride, padding, dilation, False, (0, 0), groups, wanted
-            )
-            return (gradients[place],)
-
-        return backward
+            return call_of(run, (x, w), dy, "forward")
+        leaf = (x if work.direction == "dgrad" else w).detach().requires_grad_()
+        y = run(leaf, w) if work.direction == "dgrad" else run(x, leaf)
+        return lambda: torch.autograd.grad(y, leaf, dy, retain_graph=True)
 
     return build
 
 
-def _conv_triton(work: Work) -> Callable[[], Results]:
-    x, w, dy = (work.inputs[name] for name in ("x", "w", "dy"))
-    problem = work.problem
-    sizes = (problem.stride, problem.padding, problem.dilation, problem.groups)
-    ops = torch.ops.triton_dirac
-    if work.direction == "fprop":
-        geometry = work.geometry
-        return lambda: (triton_dirac.conv2d(x, w, None, **geometry, backend="triton"),)
-    if work.direction == "dgrad":
-        return lambda: (ops.conv_dgrad(dy, w, None, x.shape, *sizes, "default"),)
-    return lambda: (ops.conv_wgrad(dy, x, w.shape, w.dtype, *sizes, "default"),)
-
-
 CONV = (
-    Contender("torch", "cpu", _conv_torch(LAST)),
-    Contender("torch-nchw", "cpu", _conv_torch(FIRST)),
-    Contender("cudnn", "cudnn", _conv_torch(LAST)),
-    Contender("cudnn-nchw", "cudnn", _conv_torch(FIRST)),
-    Contender("triton", "triton", _conv_triton),
+    Contender("torch", "cpu", _conv(F.conv2d)),
+    Contender("torch-nchw", "cpu", _conv(F.conv2d, FIRST)),
+    Contender("cudnn", "cudnn", _conv(F.conv2d)),
+    Contender("cudnn-nchw", "cudnn", _conv(F.conv2d, FIRST)),
+    Contender("triton", "triton", _conv(partial(triton_dirac.conv2d, backend="triton"))),
 )
 
 
