@@ -1,7 +1,7 @@
 """The "torch" backend: the same functions in torch operations, for CPUs, float64 and everything Triton lacks.
 
-Differentiable any number of times. Unlike ``reference`` it is written to be quick: the weight preparation reads
-W twice and writes once, and its backward is the closed form (DiracNets, arXiv 1706.00388).
+Differentiable any number of times. Unlike ``reference`` it is written to be quick: the weight preparation is
+one pass on a CPU (cpu_prep.py), and its backward is the closed form (DiracNets, arXiv 1706.00388).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from triton_dirac import cpu_prep
 from triton_dirac.problem import ConvProblem
 
 # Squares of 1e18, this many of them, still fit float32; longer sums are finished in float64.
@@ -51,20 +52,42 @@ def _filters_first(per_filter: Tensor, dim: int) -> Tensor:
     return per_filter.view((-1,) + (1,) * (dim - 1))
 
 
+def _scaled_stepwise(weight: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(beta * W / max(||W_k||, eps), norms)"""
+    norm = row_norms(weight)
+    scale = _filters_first(beta.to(norm.dtype) / norm.clamp_min(eps), weight.dim())
+    return weight.to(norm.dtype) * scale, norm
+
+
+def _forward(
+    weight: Tensor, alpha: Tensor, beta: Tensor, eps: float, identity: bool, dtype: torch.dtype, groups: int
+) -> tuple[Tensor, Tensor]:
+    """(What, norms)"""
+    fused = cpu_prep.can_run(weight)
+    if fused:
+        prepared, norm = cpu_prep.scaled(weight, beta)
+        odd = cpu_prep.unfit_rows(norm, eps)
+        if odd is not None:
+            some = beta if beta.shape[0] == 1 else beta[odd]
+            prepared[odd], norm[odd] = _scaled_stepwise(weight[odd], some, eps)
+    else:
+        prepared, norm = _scaled_stepwise(weight, beta, eps)
+    if identity:
+        entries = _entries(prepared, groups, fused)
+        one_to_one = groups == 1 and alpha.shape[0] == entries.shape[1]
+        entries += alpha if one_to_one else identity_rows(alpha, weight.shape[0], weight.shape[1], groups)
+    return prepared.to(dtype), norm
+
+
 class _DiracWeight(torch.autograd.Function):
     """Closed-form backward of the weight preparation; saves W, alpha, beta and the K norms."""
 
     @staticmethod
     def forward(ctx, weight, alpha, beta, eps, identity, dtype, groups):
-        norm = row_norms(weight)
-        scale = _filters_first(beta.to(norm.dtype) / norm.clamp_min(eps), weight.dim())
-        prepared = weight.to(norm.dtype) * scale
-        if identity:
-            entries = diagonal(prepared, groups)
-            entries += identity_rows(alpha, weight.shape[0], weight.shape[1], groups)
+        prepared, norm = _forward(weight, alpha, beta, eps, identity, dtype, groups)
         ctx.eps, ctx.identity, ctx.groups = eps, identity, groups
         ctx.save_for_backward(weight, alpha, beta, norm)
-        return prepared.to(dtype)
+        return prepared
 
     @staticmethod
     def backward(ctx, grad):
@@ -93,23 +116,41 @@ def dirac_weight_backward(
     dalpha_k = G[k, k, centre];  dbeta_k = <G_k, u_k>;  dW_k = beta_k / n_k * (G_k - <G_k, u_k> u_k), and
     beta_k / eps * G_k where ||W_k|| < eps.
     """
+    grad = grad.to(norm.dtype)
+    fused = not torch.is_grad_enabled() and cpu_prep.can_run(weight, grad)
+    if fused:
+        dweight, dot = cpu_prep.gradients(grad, weight, beta, norm)
+        odd = cpu_prep.unfit_rows(norm, eps)
+        if odd is not None:
+            some = beta if beta.shape[0] == 1 else beta[odd]
+            dweight[odd], dot[odd] = _gradients_stepwise(grad[odd], weight[odd], some, norm[odd], eps)
+    else:
+        dweight, dot = _gradients_stepwise(grad, weight, beta, norm, eps)
+    dbeta = dot if beta.shape[0] == dot.shape[0] else dot.sum(0, keepdim=True)
+    if not identity:
+        dalpha = torch.zeros_like(alpha)
+    elif alpha.shape[0] == 1:
+        dalpha = _entries(grad, groups, fused).sum().view(1)
+    else:
+        entries = _entries(grad, groups, fused)
+        padding = alpha.shape[0] // groups - entries.shape[1]
+        dalpha = F.pad(entries, (0, padding)).flatten()
+    return dweight.to(weight.dtype), dalpha.to(alpha.dtype), dbeta.to(beta.dtype)
+
+
+def _entries(weight: Tensor, groups: int, fused: bool) -> Tensor:
+    return cpu_prep.diagonal(weight, groups) if fused else diagonal(weight, groups)
+
+
+def _gradients_stepwise(grad: Tensor, weight: Tensor, beta: Tensor, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(dW, <G_k, u_k>) in norm's dtype, which is grad's."""
     clamped = norm < eps
     length = torch.where(clamped, eps, norm)
-    grad_wide, wide = grad.to(norm.dtype), weight.to(norm.dtype)
-    dot = torch.linalg.vecdot(grad_wide.flatten(1), (wide / _filters_first(length, weight.dim())).flatten(1))
+    wide = weight.to(norm.dtype)
+    dot = torch.linalg.vecdot(grad.flatten(1), (wide / _filters_first(length, weight.dim())).flatten(1))
     scale = beta.to(norm.dtype) / length
     along = torch.where(clamped, torch.zeros_like(dot), dot / length)
-    dweight = _filters_first(scale, weight.dim()) * (grad_wide - _filters_first(along, weight.dim()) * wide)
-    dbeta = dot if beta.shape[0] == dot.shape[0] else dot.sum(0, keepdim=True)
-    dalpha = torch.zeros_like(alpha, dtype=norm.dtype)
-    if identity:
-        entries = diagonal(grad_wide, groups)
-        if alpha.shape[0] == 1:
-            dalpha = entries.sum().view(1)
-        else:
-            padding = alpha.shape[0] // groups - entries.shape[1]
-            dalpha = F.pad(entries, (0, padding)).flatten()
-    return dweight.to(weight.dtype), dalpha.to(alpha.dtype), dbeta.to(beta.dtype)
+    return _filters_first(scale, weight.dim()) * (grad - _filters_first(along, weight.dim()) * wide), dot
 
 
 def dirac_weight(
@@ -123,7 +164,9 @@ def dirac_weight(
     groups: int,
 ) -> Tensor:
     """diag(alpha) * I + diag(beta) * W / max(||W_k||, eps), rounded once, to ``dtype``."""
-    return _DiracWeight.apply(weight, alpha, beta, eps, identity, dtype, groups)
+    arguments = (weight, alpha, beta, eps, identity, dtype, groups)
+    # An autograd.Function costs 20 us even where nothing is recorded: twice a small layer's own time.
+    return _DiracWeight.apply(*arguments) if torch.is_grad_enabled() else _forward(*arguments)[0]
 
 
 def centre_tap(image: Tensor, problem: ConvProblem) -> Tensor:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from triton_dirac.tracing import is_plain
+
 NAMESPACE = "triton_dirac"
 GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
 library = torch.library.Library(NAMESPACE, "DEF")
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def define(signature: str, run: Callable, fake: Callable) -> Callable:
@@ -57,13 +58,6 @@ def twin_gradient(twin: Callable) -> tuple[Callable, Callable]:
         return tuple(result)
 
     return backward, setup_context
-
-
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether the tensors are ordinary ones and nothing is tracing: the dispatcher has nothing to add."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    return all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
 
 
 def may_launch(*tensors: Tensor | None) -> bool:
