@@ -2,7 +2,8 @@
 
 Each builder lays out its inputs first and returns the call that is timed. The contender ``reference`` is not
 the definition (``triton_dirac.reference``, written to be right) but the eager chain that DiracNets' own code
-runs, delta kept in a buffer: a rival, not a straw man.
+runs, delta kept in a buffer: a rival, not a straw man. ``auto`` is what a user gets from ``triton_dirac`` without
+asking for a backend: on a GPU the faster kernel, on a CPU the project's torch operations.
 """
 
 from __future__ import annotations
@@ -103,18 +104,19 @@ def _prep_weight_norm(work: Work) -> Callable[..., Tensor]:
     return lambda weight, alpha, beta: weight_norm_weight(weight, alpha, beta, dtype, LAST)
 
 
-def _prep_triton(work: Work) -> Callable[..., Tensor]:
-    dtype = work.storage
-    return lambda weight, alpha, beta: triton_dirac.dirac_weight(
-        weight, alpha, beta, dtype=dtype, memory_format=LAST, backend="triton"
-    )
+def _prep_ours(backend: str) -> Callable[[Work], Callable[..., Tensor]]:
+    def prepare(work: Work) -> Callable[..., Tensor]:
+        return partial(triton_dirac.dirac_weight, dtype=work.storage, memory_format=LAST, backend=backend)
+
+    return prepare
 
 
 WEIGHT_PREP = (
     Contender("reference", "eager", _prep(_prep_eager)),
     Contender("weight_norm", "eager", _prep(_prep_weight_norm)),
     Contender("compile", "compile", _prep(_prep_compile)),
-    Contender("triton", "triton", _prep(_prep_triton)),
+    Contender("triton", "triton", _prep(_prep_ours("triton"))),
+    Contender("auto", "eager", _prep(_prep_ours("auto"))),
 )
 
 
@@ -142,6 +144,7 @@ CONV = (
     Contender("cudnn", "cudnn", _conv(F.conv2d)),
     Contender("cudnn-nchw", "cudnn", _conv(F.conv2d, FIRST)),
     Contender("triton", "triton", _conv(partial(triton_dirac.conv2d, backend="triton"))),
+    Contender("auto", "eager", _conv(partial(triton_dirac.conv2d, backend="auto"))),
 )
 
 
@@ -183,18 +186,15 @@ def _block_weight_norm(work: Work) -> Convolve:
     )
 
 
-def _block_triton(form: str) -> Callable[[Work], Convolve]:
+def _block_ours(form: str, backend: str) -> Callable[[Work], Convolve]:
     def convolve(work: Work) -> Convolve:
-        geometry = work.geometry
-        return lambda x, weight, alpha, beta: triton_dirac.dirac_conv2d(
-            x, weight, alpha, beta, None, **geometry, form=form, backend="triton"
-        )
+        return partial(triton_dirac.dirac_conv2d, **work.geometry, form=form, backend=backend)
 
     return convolve
 
 
 def _block_prep_and_torch(work: Work) -> Convolve:
-    prepare, geometry = _prep_triton(work), work.geometry
+    prepare, geometry = _prep_ours("triton")(work), work.geometry
     return lambda x, weight, alpha, beta: F.conv2d(x, prepare(weight, alpha, beta), None, **geometry)
 
 
@@ -203,9 +203,10 @@ DIRAC_BLOCK = (
     Contender("reference-nchw", "eager", _block(_block_eager(FIRST), FIRST)),
     Contender("weight_norm", "eager", _block(_block_weight_norm)),
     Contender("compile", "compile", _block(_block_eager(LAST), compiled=True)),
-    Contender("triton-split", "triton", _block(_block_triton("split"))),
-    Contender("triton-materialised", "triton", _block(_block_triton("materialised"))),
+    Contender("triton-split", "triton", _block(_block_ours("split", "triton"))),
+    Contender("triton-materialised", "triton", _block(_block_ours("materialised", "triton"))),
     Contender("triton-prep+cudnn", "triton", _block(_block_prep_and_torch)),
+    Contender("auto", "eager", _block(_block_ours("split", "auto"))),
 )
 
 CONTENDERS = (*WEIGHT_PREP, *CONV, *DIRAC_BLOCK)

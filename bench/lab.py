@@ -18,7 +18,7 @@ from bench.accuracy import Error, check, failures
 from bench.layers import NETS, Layer, crop, layers
 from bench.obstacles import Obstacle, has_cudnn, obstacle
 from bench.options import Selection, chosen
-from bench.results import digits
+from bench.results import digits, sizes
 from bench.suite import STORAGE, Contender, Row, Suite, Work, float32_products
 from bench.timing import Call, Gpu, Samples, device_samples, record, wall_samples
 from triton_dirac.problem import ConvProblem
@@ -191,7 +191,7 @@ class Lab:
     def _keep(
         self, row: Row, contender: Contender, errors: list[Error], executed_by: str, problem: ConvProblem
     ) -> None:
-        checked = {"executed_by": executed_by, "problem": asdict(problem)}
+        checked = {"executed_by": executed_by, "problem": sizes(problem)}
         for error in errors:
             numbers = {
                 name: digits(value, 4) if isinstance(value, float) else value for name, value in asdict(error).items()

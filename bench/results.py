@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from triton_dirac.problem import ConvProblem
 
 
 def compact(path: Path) -> None:
@@ -28,6 +31,12 @@ def one_entry_a_line(document: dict[str, Any]) -> str:
 def dense(value: Any) -> str:
     """JSON without spaces."""
     return json.dumps(value, separators=(",", ":"))
+
+
+def sizes(problem: ConvProblem) -> dict[str, Any]:
+    """``problem`` without what it has in common with nearly all: stride 1, dilation 1, one group."""
+    usual = {"stride": (1, 1), "dilation": (1, 1), "groups": 1}
+    return {name: value for name, value in asdict(problem).items() if usual.get(name) != value}
 
 
 def digits(value: float, significant: int) -> float:

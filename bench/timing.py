@@ -86,9 +86,9 @@ def _no_collection() -> Iterator[None]:
 def wall_samples(
     calls: Mapping[str, Call],
     clock: Callable[[], float] = time.perf_counter,
-    budget: float = 0.3,
-    least: int = 7,
-    most: int = 15,
+    budget: float = 0.5,
+    least: int = 10,
+    most: int = 20,
 ) -> dict[str, Samples]:
     """Wall-clock samples of each call, caches warm; short calls are repeated within a sample."""
 

@@ -162,7 +162,16 @@ def test_triton_without_a_gpu_is_checked_on_a_crop_and_not_timed(lab, sampled):
     assert "no GPU" in reason_of(lab, "triton")
     (entry,) = lab.accuracy
     assert entry["executed_by"] == "interpreter"
-    assert entry["problem"] == vars(PROBLEM) | {"C": 40, "K": 40, "H": 5, "W": 6}
+    assert entry["problem"] == {
+        "N": 2,
+        "C": 40,
+        "H": 5,
+        "W": 6,
+        "K": 40,
+        "R": 3,
+        "S": 3,
+        "padding": (1, 1, 1, 1),
+    }
     assert (entry["tensor"], entry["error"], entry["passed"]) == ("output", 0.0, True)
     assert sampled == []
 

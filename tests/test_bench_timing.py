@@ -84,9 +84,9 @@ def test_wall_samples_are_seconds_per_call():
     clock = Clock()
     samples = wall_samples({"slow": clock.work("slow", 0.01), "quick": clock.work("quick", 0.00005)}, clock)
     assert samples["slow"].calls == 1
-    assert samples["slow"].seconds == pytest.approx([0.01] * 15)
+    assert samples["slow"].seconds == pytest.approx([0.01] * 20)
     assert samples["quick"].calls == 6  # 0.3 ms at least
-    assert samples["quick"].seconds == pytest.approx([0.00005] * 15)
+    assert samples["quick"].seconds == pytest.approx([0.00005] * 20)
     assert samples["quick"].host_us is None
 
 
