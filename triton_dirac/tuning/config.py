@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class Config:
     """Tile of an implicit GEMM: block_m x block_n of the output per program, block_k of the sum per step.
 
-    ``loader`` is how the image operand is read: "gather" (pointers, any problem) or "tile" (tensor
-    descriptor, stride 1; TMA on sm_90 and newer). ``reason`` says what the config is for.
+    ``loader`` is how the image operand is read: "gather" (pointers, any problem), "tile" (tensor descriptor,
+    stride 1; TMA on sm_90 and newer) or "batch" (pointers; one pixel of many images a tile, so that padding is
+    the same for all its rows). ``reason`` says what the config is for.
     """
 
     block_m: int
