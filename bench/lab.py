@@ -42,7 +42,7 @@ class Lab:
         self._sampler = sampler
         self._row: Row | None = None
         self._found: dict[str, Outcome] = {}
-        self._checked: dict[tuple, list[Error]] = {}
+        self._checked: dict[tuple, tuple[list[Error], list[dict[str, Any]]]] = {}
         if self.on_gpu:
             torch.backends.cudnn.benchmark = True
 
@@ -174,29 +174,46 @@ class Lab:
         return self._sampler(calls)
 
     def _check_on_crop(self, row: Row, contender: Contender) -> str | Exception | None:
-        """Check on a crop of the layer; equal crops are executed once. What failed, or None."""
+        """Check on a crop of the layer. What failed, or None.
+
+        Equal crops are executed and recorded once; the record names the other layers under ``also``.
+        """
         problem = crop(row.layer.problem)
         key = (row.suite.name, problem, row.dtype, row.direction, contender.name)
-        if key not in self._checked:
-            try:
-                with float32_products(row.dtype):
-                    work = row.suite.work(problem, row.dtype, row.direction, self.device)
-                    self._checked[key] = Checker(row.suite, work).errors(contender.build(work)())
-            except Exception as error:
-                return error
+        if key in self._checked:
+            errors, entries = self._checked[key]
+            for entry in entries:
+                entry.setdefault("also", []).append(f"{row.layer.net} {row.layer.name}")
+            return failures(errors)
+        try:
+            with float32_products(row.dtype):
+                work = row.suite.work(problem, row.dtype, row.direction, self.device)
+                errors = Checker(row.suite, work).errors(contender.build(work)())
+        except Exception as error:
+            return error
         executed_by = "interpreter" if contender.engine == "triton" else "cpu"
-        self._keep(row, contender, self._checked[key], executed_by, problem)
-        return failures(self._checked[key])
+        self._checked[key] = errors, self._keep(row, contender, errors, executed_by, problem)
+        return failures(errors)
 
     def _keep(
         self, row: Row, contender: Contender, errors: list[Error], executed_by: str, problem: ConvProblem
-    ) -> None:
-        checked = {"executed_by": executed_by, "problem": sizes(problem)}
+    ) -> list[dict[str, Any]]:
+        """Record ``errors``; returns the entries made, one for each."""
+        entries = []
         for error in errors:
-            numbers = {
-                name: digits(value, 4) if isinstance(value, float) else value for name, value in asdict(error).items()
-            }
-            self.accuracy.append({**row.names(contender), **numbers, **checked})
+            numbers = {name: digits(getattr(error, name), 4) for name in ("error", "scale", "torch_error")}
+            entries.append(
+                {
+                    **row.names(contender),
+                    "tensor": error.tensor,
+                    **numbers,
+                    "passed": error.passed,
+                    "executed_by": executed_by,
+                    "problem": sizes(problem),
+                }
+            )
+        self.accuracy += entries
+        return entries
 
 
 class Checker:
