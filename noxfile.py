@@ -66,8 +66,13 @@ def install_torch(session: nox.Session, pip: tuple[str, ...]) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The tests; kernels run in Triton's interpreter where there is no GPU. Arguments go to pytest."""
-    session.run(lab(session), "-m", "pytest", *session.posargs, external=True)
+    """The tests, a process for each core; without a GPU kernels run in Triton's interpreter. Arguments go to pytest."""
+    # One thread each: the tests' tensors are too small to share.
+    session.run(
+        *(lab(session), "-m", "pytest", "-n", "auto", "--dist", "loadfile", *session.posargs),
+        env={"OMP_NUM_THREADS": "1"},
+        external=True,
+    )
 
 
 @nox.session
