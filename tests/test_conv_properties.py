@@ -1,0 +1,91 @@
+"""Any convolution that torch accepts: a property-based sample of problems, all three passes against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tolerance import assert_as_good_as_torch
+
+import triton_dirac as td
+from triton_dirac import reference
+
+EXAMPLES = 350  # some 25 of them repeat others
+seen: set[tuple] = set()
+
+
+@st.composite
+def problems(draw) -> dict:
+    """Arguments of ``conv2d`` whose output is not empty: small, odd, lopsided."""
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    pair = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
+    window, dilation, stride = draw(pair(1, 4)), draw(pair(1, 2)), draw(pair(1, 3))
+    padding = draw(st.one_of(pair(0, 3), st.just("same"), st.just("valid")))
+    if padding == "same":
+        stride = (1, 1)
+    reach = [d * (w - 1) + 1 for d, w in zip(dilation, window, strict=True)]
+    least = [
+        max(1, r - (2 * p if isinstance(p, int) else r - 1 if padding == "same" else 0))
+        for r, p in zip(reach, padding if isinstance(padding, tuple) else (None, None), strict=True)
+    ]
+    image = [draw(st.integers(size, size + 4)) for size in least]
+    channels = groups * draw(st.integers(1, 5))
+    return {
+        "image": (draw(st.integers(0, 2)), channels, *image),
+        "weight": (groups * draw(st.integers(1, 5)), channels // groups, *window),
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "bias": draw(st.booleans()),
+        "alpha": draw(st.sampled_from([None, "each", "one"])),
+        "activation": draw(st.sampled_from([None, "relu"])),
+        "dtype": draw(st.sampled_from([torch.float32, torch.float16])),
+        "layout": draw(st.sampled_from([torch.contiguous_format, torch.channels_last])),
+    }
+
+
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(problems())
+def check(problem: dict) -> None:
+    seen.add(tuple(map(str, problem.values())))
+    dtype, layout, filters = problem["dtype"], problem["layout"], problem["weight"][0]
+    torch.manual_seed(len(seen))
+    leaves = {
+        "input": torch.randn(problem["image"]).to(dtype, memory_format=layout),
+        "weight": torch.randn(problem["weight"]).to(dtype, memory_format=layout),
+        "bias": torch.randn(filters).to(dtype) if problem["bias"] else None,
+        "alpha": torch.randn(1 if problem["alpha"] == "one" else filters) if problem["alpha"] else None,
+    }
+    rest = {name: problem[name] for name in ("stride", "padding", "dilation", "groups", "activation")}
+    grad: list[torch.Tensor] = []
+
+    def run(function, dtype, **options):
+        tensors = {
+            name: None if t is None else t.detach().to(t.dtype if dtype is None else dtype).requires_grad_()
+            for name, t in leaves.items()
+        }
+        output = function(**tensors, **rest, **options)
+        if not grad:
+            grad.append(torch.randn(output.shape).to(problem["dtype"]))  # exact in every run's dtype
+        output.backward(grad[0].to(output.dtype))
+        return {"output": output.detach()} | {k: t.grad for k, t in tensors.items() if t is not None}
+
+    expected = run(reference.conv2d, torch.float64)
+    in_dtype = run(reference.conv2d, dtype)
+    actual = run(td.conv2d, None, backend="triton", precision="ieee")
+    for name, theirs in expected.items():
+        assert_as_good_as_torch(f"{name} of {problem}", actual[name], theirs, in_dtype[name])
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+def test_any_problem():
+    check()
+    assert len(seen) >= 300
