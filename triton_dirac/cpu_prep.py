@@ -9,6 +9,8 @@ Every call of torch counts here: ten of them take as long as the kernel does for
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -18,12 +20,14 @@ from triton_dirac.tracing import is_plain
 SMALLEST, LARGEST = 1e-12, 1e12
 
 
-def can_run(*tensors: Tensor) -> bool:
-    """Whether all are float32 filter banks on a CPU, in eager code."""
+def can_run(weight: Tensor) -> bool:
+    """Whether it is a float32 filter bank on a CPU, in eager code."""
     return (
-        not torch.compiler.is_compiling()
-        and is_plain(*tensors)
-        and all(t.dtype == torch.float32 and t.is_cpu and t.numel() > 0 for t in tensors)
+        weight.dtype is torch.float32
+        and weight.is_cpu
+        and weight.numel() > 0
+        and is_plain(weight)
+        and not torch.compiler.is_compiling()
     )
 
 
@@ -55,13 +59,21 @@ def unfit_rows(norm: Tensor, eps: float) -> Tensor | None:
 
 
 def diagonal(tensor: Tensor, groups: int) -> Tensor:
-    """``torch_backend.diagonal`` in one call."""
-    filters, channels, *window = tensor.shape
-    filter_step, channel_step, *window_steps = tensor.stride()
+    """``torch_backend.diagonal`` in one call; without the first dimension if ``groups`` is 1."""
+    shape, steps, first = _diagonal(tensor.shape, tensor.stride(), groups)
+    return tensor.as_strided(shape, steps, tensor.storage_offset() + first)
+
+
+@lru_cache(maxsize=256)
+def _diagonal(shape: tuple[int, ...], strides: tuple[int, ...], groups: int) -> tuple[tuple, tuple, int]:
+    """(shape, strides, first element's offset) of the diagonal of such a filter bank."""
+    filters, channels, *window = shape
+    filter_step, channel_step, *window_steps = strides
     centre = sum(size // 2 * step for size, step in zip(window, window_steps, strict=True))
-    shape = groups, min(filters // groups, channels)
-    steps = filters // groups * filter_step, filter_step + channel_step
-    return tensor.as_strided(shape, steps, tensor.storage_offset() + centre)
+    per_group, step = min(filters // groups, channels), filter_step + channel_step
+    if groups == 1:
+        return (per_group,), (step,), centre
+    return (groups, per_group), (filters // groups * filter_step, step), centre
 
 
 def _is_channels_last(weight: Tensor) -> bool:

@@ -74,6 +74,10 @@ def dirac_weight(
     channels_last = _wants_channels_last(weight, memory_format)
     if use_triton(backend, weight.dtype, weight.device, PREP_DTYPES):
         return ops.weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups)
+    return _weight_by_torch(weight, alpha, beta, eps, identity, dtype, channels_last, groups)
+
+
+def _weight_by_torch(weight, alpha, beta, eps, identity, dtype, channels_last, groups) -> Tensor:
     prepared = torch_backend.dirac_weight(weight, alpha, beta, eps=eps, identity=identity, dtype=dtype, groups=groups)
     return prepared.contiguous(memory_format=_format(weight.dim(), channels_last))
 
@@ -126,6 +130,12 @@ def dirac_weights(
     channels_last = None if memory_format is None else memory_format == torch.channels_last
     if all(on_triton) and ops is not None and ops.may_batch(layers):
         return ops.weight_preps(layers, eps, identity, dtype, channels_last, each)
+    if not any(on_triton):
+        lasts = [_wants_channels_last(w, None) if channels_last is None else channels_last for w, _, _ in layers]
+        return [
+            _weight_by_torch(*layer, eps, identity, dtype or layer[0].dtype, last, group)
+            for layer, last, group in zip(layers, lasts, each, strict=True)
+        ]
     return [
         dirac_weight(
             *layer,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triton_dirac import cpu_prep
 from triton_dirac.problem import ConvProblem
+from triton_dirac.tracing import is_plain
 
 # Squares of 1e18, this many of them, still fit float32; longer sums are finished in float64.
 _NORM_CHUNK = 256
@@ -74,9 +75,11 @@ def _forward(
         prepared, norm = _scaled_stepwise(weight, beta, eps)
     if identity:
         entries = _entries(prepared, groups, fused)
-        one_to_one = groups == 1 and alpha.shape[0] == entries.shape[1]
-        entries += alpha if one_to_one else identity_rows(alpha, weight.shape[0], weight.shape[1], groups)
-    return prepared.to(dtype), norm
+        if alpha.shape[0] in (1, entries.shape[-1]) and groups == 1:  # as it is: in a small layer every call counts
+            entries += alpha
+        else:
+            entries += identity_rows(alpha, weight.shape[0], weight.shape[1], groups).view(entries.shape)
+    return prepared if prepared.dtype == dtype else prepared.to(dtype), norm
 
 
 class _DiracWeight(torch.autograd.Function):
@@ -117,7 +120,7 @@ def dirac_weight_backward(
     beta_k / eps * G_k where ||W_k|| < eps.
     """
     grad = grad.to(norm.dtype)
-    fused = not torch.is_grad_enabled() and cpu_prep.can_run(weight, grad)
+    fused = not torch.is_grad_enabled() and is_plain(grad) and cpu_prep.can_run(weight)
     if fused:
         dweight, dot = cpu_prep.gradients(grad, weight, beta, norm)
         odd = cpu_prep.unfit_rows(norm, eps)
@@ -129,16 +132,18 @@ def dirac_weight_backward(
     dbeta = dot if beta.shape[0] == dot.shape[0] else dot.sum(0, keepdim=True)
     if not identity:
         dalpha = torch.zeros_like(alpha)
-    elif alpha.shape[0] == 1:
-        dalpha = _entries(grad, groups, fused).sum().view(1)
     else:
         entries = _entries(grad, groups, fused)
-        padding = alpha.shape[0] // groups - entries.shape[1]
-        dalpha = F.pad(entries, (0, padding)).flatten()
+        if alpha.shape[0] == 1:
+            dalpha = entries.sum().view(1)
+        else:
+            padding = alpha.shape[0] // groups - entries.shape[-1]
+            dalpha = F.pad(entries, (0, padding)).flatten()
     return dweight.to(weight.dtype), dalpha.to(alpha.dtype), dbeta.to(beta.dtype)
 
 
 def _entries(weight: Tensor, groups: int, fused: bool) -> Tensor:
+    """``diagonal``, by the shorter way where the fused kernels run."""
     return cpu_prep.diagonal(weight, groups) if fused else diagonal(weight, groups)
 
 
