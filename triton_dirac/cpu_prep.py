@@ -23,11 +23,11 @@ SMALLEST, LARGEST = 1e-12, 1e12
 def can_run(weight: Tensor) -> bool:
     """Whether it is a float32 filter bank on a CPU, in eager code."""
     return (
-        weight.dtype is torch.float32
+        not torch.compiler.is_compiling()
+        and weight.dtype is torch.float32
         and weight.is_cpu
         and weight.numel() > 0
         and is_plain(weight)
-        and not torch.compiler.is_compiling()
     )
 
 

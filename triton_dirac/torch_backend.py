@@ -120,7 +120,7 @@ def dirac_weight_backward(
     beta_k / eps * G_k where ||W_k|| < eps.
     """
     grad = grad.to(norm.dtype)
-    fused = not torch.is_grad_enabled() and is_plain(grad) and cpu_prep.can_run(weight)
+    fused = not torch.is_grad_enabled() and cpu_prep.can_run(weight) and is_plain(grad)
     if fused:
         dweight, dot = cpu_prep.gradients(grad, weight, beta, norm)
         odd = cpu_prep.unfit_rows(norm, eps)
