@@ -17,11 +17,15 @@ from bench import environment, results
 from bench.contenders import CONTENDERS
 from bench.lab import Lab
 from bench.layers import NETS, layers
-from bench.options import Selection, chosen, require_known
+from bench.options import Selection, add_options, chosen, require_known
 from bench.timing import REPLAY
 
 LAB = pytest.StashKey[Lab]()
 PARAMETERS = ("net", "layer", "dtype", "direction", "contender")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
 
 
 def lab_of(config: pytest.Config) -> Lab:

@@ -12,7 +12,10 @@ DTYPES = ("float32", "tf32", "float16", "bfloat16")
 
 
 def add_options(parser: pytest.Parser) -> None:
+    """For both conftest.py files, since either may be the first, or the only one, that pytest loads."""
     group = parser.getgroup("lab", "what the suites of bench/ compare")
+    if group.options:
+        return
     group.addoption("--nets", metavar="A,B", help="nets whose layers are run; all by default")
     group.addoption(
         "--layers",

@@ -1,6 +1,7 @@
 """Without a GPU, kernels run in Triton's interpreter; the variable must be set before they are imported."""
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -8,6 +9,21 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
+
+from bench.options import add_options
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)  # a bare ``pytest --benchmark-only --nets A`` loads this file before any of bench/
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A bare ``pytest`` runs the tests, ``pytest --benchmark-only`` the suites in their place."""
+    bare = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if bare and config.getoption("benchmark_only", default=False):  # absent without pytest-benchmark
+        config.args[:] = [str(BENCH)]
 
 
 @pytest.fixture
