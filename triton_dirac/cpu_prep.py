@@ -20,14 +20,14 @@ from triton_dirac.tracing import is_plain
 SMALLEST, LARGEST = 1e-12, 1e12
 
 
-def can_run(weight: Tensor) -> bool:
-    """Whether it is a float32 filter bank on a CPU, in eager code."""
+def can_run(weight: Tensor, *others: Tensor) -> bool:
+    """Whether ``weight`` is a float32 filter bank on a CPU, and this is eager code on ordinary tensors."""
     return (
         not torch.compiler.is_compiling()
         and weight.dtype is torch.float32
         and weight.is_cpu
         and weight.numel() > 0
-        and is_plain(weight)
+        and is_plain(weight, *others)
     )
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from triton_dirac import cpu_prep
 from triton_dirac.problem import ConvProblem
-from triton_dirac.tracing import is_plain
 
 # Squares of 1e18, this many of them, still fit float32; longer sums are finished in float64.
 _NORM_CHUNK = 256
@@ -120,7 +119,7 @@ def dirac_weight_backward(
     beta_k / eps * G_k where ||W_k|| < eps.
     """
     grad = grad.to(norm.dtype)
-    fused = not torch.is_grad_enabled() and cpu_prep.can_run(weight) and is_plain(grad)
+    fused = not torch.is_grad_enabled() and cpu_prep.can_run(weight, grad)
     if fused:
         dweight, dot = cpu_prep.gradients(grad, weight, beta, norm)
         odd = cpu_prep.unfit_rows(norm, eps)
