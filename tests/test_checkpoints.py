@@ -168,7 +168,7 @@ def without(checkpoint, key):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change, message",
     [
         (
             lambda c: without(c, "group1.block0.beta"),

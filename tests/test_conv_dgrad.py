@@ -16,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 def check(problem, config, device, dtype=torch.float32, precision="ieee", alpha=True):
     case = Case(problem, dtype, device, alpha=alpha)
     dx = dgrad(case.dy, case.w, case.alpha, problem, precision=precision, config=config)
-    assert dx.dtype == dtype and dx.is_contiguous(memory_format=torch.channels_last)
+    assert dx.dtype == dtype
+    assert dx.is_contiguous(memory_format=torch.channels_last)
     assert_as_good_as_torch("input gradient", dx, case.dgrad(torch.float64), case.dgrad(dtype))
 
 
@@ -81,7 +82,8 @@ def test_infinities_stay_with_their_pixels(device):
     case = Case(problem, torch.float32, device, alpha=False)
     case.dy[1] = float("inf")
     dx = dgrad(case.dy, case.w, None, problem, config=GATHER)
-    assert torch.isfinite(dx[0]).all() and not torch.isfinite(dx[1]).any()
+    assert torch.isfinite(dx[0]).all()
+    assert not torch.isfinite(dx[1]).any()
 
 
 def test_bytes_counts_each_tensor_once():

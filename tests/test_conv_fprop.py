@@ -18,7 +18,8 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 def check(problem, config, device, dtype=torch.float32, relu=False, precision="ieee", alpha=True):
     case = Case(problem, dtype, device, alpha=alpha)
     y = fprop(case.x, case.w, case.bias, case.alpha, problem, relu=relu, precision=precision, config=config)
-    assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
     expected = case.fprop(torch.float64, relu=relu)
     assert_as_good_as_torch("output", y, expected, case.fprop(dtype, relu=relu))
 
@@ -98,17 +99,20 @@ def test_infinities_stay_with_their_pixels(config, channels, device):
     case = Case(problem, torch.float32, device, alpha=False)
     case.x[1] = float("inf")
     y = fprop(case.x, case.w, case.bias, None, problem, config=config)
-    assert torch.isfinite(y[0]).all() and not torch.isfinite(y[1]).any()
+    assert torch.isfinite(y[0]).all()
+    assert not torch.isfinite(y[1]).any()
     case.x[1], case.w[4:] = 0, float("nan")
     y = fprop(case.x, case.w, case.bias, None, problem, config=config)
-    assert torch.isfinite(y[:, :4]).all() and y[:, 4:].isnan().all()
+    assert torch.isfinite(y[:, :4]).all()
+    assert y[:, 4:].isnan().all()
 
 
 def test_relu_keeps_nan(device):
     case = Case(PROBLEMS["pointwise"], torch.float32, device, alpha=False)
     case.x[0, :, 0, 0] = float("nan")
     y = fprop(case.x, case.w, case.bias, None, case.problem, relu=True, config=GATHER)
-    assert y[0, :, 0, 0].isnan().all() and not y[1].isnan().any()
+    assert y[0, :, 0, 0].isnan().all()
+    assert not y[1].isnan().any()
 
 
 def test_bitwise_equal_from_run_to_run(device):
@@ -149,7 +153,7 @@ def test_windows_beyond_31_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "box"), [((128, 16, 16), (128, 1, 1)), ((1, 32, 32), (1, 4, 32)), ((4, 14, 14), (4, 16, 2))]
+    "sizes, box", [((128, 16, 16), (128, 1, 1)), ((1, 32, 32), (1, 4, 32)), ((4, 14, 14), (4, 16, 2))]
 )
 def test_boxes_waste_least(sizes, box):
     n, h, w = box_of(*sizes, 128)

@@ -57,9 +57,7 @@ def kinds(model):
 
 def assert_plain(model):
     assert all(
-        type(module).__module__.startswith("torch.nn")
-        for module in model.modules()
-        if not list(module.children())
+        type(module).__module__.startswith("torch.nn") for module in model.modules() if not list(module.children())
     )
     assert not [name for name in model.state_dict() if name.endswith(("alpha", "beta", "delta"))]
 
@@ -68,7 +66,7 @@ def assert_plain(model):
 
 
 @pytest.mark.parametrize(
-    ("make", "size", "dtype"),
+    "make, size, dtype",
     [
         (lambda: diracnet(10, 2), 32, torch.float32),
         (lambda: diracnet(10, 2), 32, torch.float64),
@@ -178,7 +176,7 @@ def data_dependent(m, x):
 
 
 @pytest.mark.parametrize(
-    ("forward", "left"),
+    "forward, left",
     [
         (lambda m, x: m.bn2(m.conv2(m.act(m.bn1(m.conv1(x))))), 0),
         (
@@ -213,7 +211,7 @@ def block(*layers):
 
 
 @pytest.mark.parametrize(
-    ("make", "left"),
+    "make, left",
     [
         (lambda: block(nn.BatchNorm2d(4), DiracConv2d(4, 4, 3)), 1),
         (lambda: block(DiracConv2d(4, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), 1),
@@ -256,7 +254,7 @@ class PicksFeatures(nn.Module):
         return torch.cat(found)
 
 
-@pytest.mark.parametrize(("at", "left"), [((1, 2), 0), ((0, 2), 1)])
+@pytest.mark.parametrize("at, left", [((1, 2), 0), ((0, 2), 1)])
 def test_features_picked_from_a_sequential(at, left):
     model = randomised(PicksFeatures(at))
     image = torch.randn(2, 4, 8, 8)
@@ -265,9 +263,7 @@ def test_features_picked_from_a_sequential(at, left):
 
 
 def test_hooks_see_what_they_saw():
-    model = randomised(
-        block(DiracConv2d(4, 4, 3), nn.BatchNorm2d(4), DiracConv2d(4, 4, 3), nn.BatchNorm2d(4))
-    )
+    model = randomised(block(DiracConv2d(4, 4, 3), nn.BatchNorm2d(4), DiracConv2d(4, 4, 3), nn.BatchNorm2d(4)))
     seen = []
     model[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
     model[3].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -300,9 +296,7 @@ def test_a_list_that_also_holds_the_layers_sees_the_folded_ones():
 
 def test_training_mode_is_refused():
     net = diracnet(10, 1)
-    with pytest.raises(
-        RuntimeError, match=r"fold needs evaluation mode: call model.eval\(\) first \(DiracNet is"
-    ):
+    with pytest.raises(RuntimeError, match=r"fold needs evaluation mode: call model.eval\(\) first \(DiracNet is"):
         fold(net)
     net.eval().groups[1].block0.bn.train()
     with pytest.raises(RuntimeError, match=r"\(groups.1.block0.bn is in training mode\)"):
@@ -418,7 +412,7 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize("dtype", RELATIVE, ids=str)
-@pytest.mark.parametrize(("channels", "options"), CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("channels, options", CONVOLUTIONS, ids=str)
 @DIMS
 def test_from_conv(dims, channels, options, dtype):
     conv = PLAIN[dims](*channels, 3, **options, dtype=dtype)
@@ -509,7 +503,7 @@ def filled(value, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    "make, error, message",
     [
         (
             lambda: nn.Linear(4, 4),

@@ -35,9 +35,7 @@ def expected_output(module, image, delta=None):
     if delta is None:
         filters = reference.dirac_weight(weight, alpha, beta, groups=module.groups)
     else:
-        filters = alpha.view(rows) * delta.double() + beta.view(rows) * F.normalize(
-            weight.flatten(1)
-        ).view_as(weight)
+        filters = alpha.view(rows) * delta.double() + beta.view(rows) * F.normalize(weight.flatten(1)).view_as(weight)
     bias = None if module.bias is None else module.bias.detach().double()
     image, padding = image.detach().double(), module.padding
     if module.padding_mode != "zeros":
@@ -64,7 +62,7 @@ def test_official_constructor_order(dims):
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    "change, error, message",
     [
         ({"in_channels": 0}, ValueError, "in_channels must be a positive integer, got 0"),
         ({"out_channels": 6.0}, ValueError, "out_channels must be a positive integer, got 6.0"),
@@ -220,7 +218,7 @@ def test_dtypes(dims, dtype):
 
 
 @pytest.mark.parametrize(
-    ("dims", "memory_format"), [(2, torch.channels_last), (3, torch.channels_last_3d)], ids=["2d", "3d"]
+    "dims, memory_format", [(2, torch.channels_last), (3, torch.channels_last_3d)], ids=["2d", "3d"]
 )
 def test_channels_last_modules(dims, memory_format):
     module = trained(dims, 4, 6, 3, 1).to(memory_format=memory_format)
@@ -286,13 +284,11 @@ def test_keys_and_their_order(dims, bias):
 
 
 def test_delta_of_groups_is_dirac_():
-    assert torch.equal(
-        DiracConv2d(4, 6, 3, groups=2).delta, nn.init.dirac_(torch.empty(6, 2, 3, 3), groups=2)
-    )
+    assert torch.equal(DiracConv2d(4, 6, 3, groups=2).delta, nn.init.dirac_(torch.empty(6, 2, 3, 3), groups=2))
 
 
 @pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize(("channels", "filters"), [(8, 4), (4, 8), (4, 4), (12, 4)])
+@pytest.mark.parametrize("channels, filters", [(8, 4), (4, 8), (4, 4), (12, 4)])
 @DIMS
 def test_official_state_dicts_load_strictly(dims, channels, filters, version):
     state = official_state(dims, channels, filters, version)
@@ -357,9 +353,7 @@ def test_wrong_state_dicts_are_named():
         nn.Sequential(nn.ReLU(), DiracConv2d(4, 6, 3)).load_state_dict(
             {f"1.{k}": v for k, v in state.items()} | {"1.delta": torch.zeros(6, 3, 3, 3)}
         )
-    with pytest.raises(
-        RuntimeError, match="delta is neither version 2's identity filter bank nor version 1's"
-    ):
+    with pytest.raises(RuntimeError, match="delta is neither version 2's identity filter bank nor version 1's"):
         DiracConv2d(4, 6, 3).load_state_dict(state | {"delta": torch.ones(6, 4, 3, 3)})
     with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"gamma\""):
         DiracConv2d(4, 6, 3).load_state_dict(state | {"gamma": torch.ones(6)})

@@ -108,7 +108,7 @@ def dirac_weights(
     Raises:
         As ``dirac_weight``; messages begin with the layer's index.
     """
-    layers = [tuple(layer) for layer in layers]
+    layers = list(layers)
     each = [groups] * len(layers) if isinstance(groups, int) else list(groups)
     if len(each) != len(layers):
         raise ValueError(f"groups must be an integer or one for each of {len(layers)} layers, got {groups!r}")
@@ -289,7 +289,7 @@ def _steady_key(tensors, options) -> tuple | None:
         None if bias is None else (bias.shape, bias.stride(), bias.dtype, bias.device),
         options,
         torch.are_deterministic_algorithms_enabled(),
-        x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision,
+        x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
     )
 
 

@@ -70,9 +70,7 @@ class _DiracConv(nn.modules.conv._ConvNd):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_arguments(
-            self.dims, in_channels, out_channels, kernel_size, padding, dilation, bias, stride, groups
-        )
+        check_arguments(self.dims, in_channels, out_channels, kernel_size, padding, dilation, bias, stride, groups)
         check_choice("padding_mode", padding_mode, PADDING_MODES)
         check_choice("form", form, FORMS)
         check_choice("backend", backend, BACKENDS)
@@ -191,9 +189,7 @@ class _DiracConv(nn.modules.conv._ConvNd):
             tensor = state.get(prefix + name)
             if tensor is not None and tuple(tensor.shape) == (1,):
                 state[prefix + name] = tensor.repeat(self.out_channels)
-        super()._load_from_state_dict(
-            state, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
         if delta is None or delta.is_meta:
             return
         if delta.shape != self.weight.shape:
@@ -246,9 +242,7 @@ class DiracConv2d(_DiracConv, nn.Conv2d):
         if ready := self._ready_filters(padded):
             filters, alpha = ready
             return conv2d(padded, filters, *rest, alpha=alpha, backend=self.backend)
-        return dirac_conv2d(
-            padded, self.weight, self.alpha, self.beta, *rest, form=self.form, backend=self.backend
-        )
+        return dirac_conv2d(padded, self.weight, self.alpha, self.beta, *rest, form=self.form, backend=self.backend)
 
 
 class DiracConv1d(_DiracConv, nn.Conv1d):
@@ -317,13 +311,8 @@ class DiracConv3d(_DiracConv, nn.Conv3d):
             sides += [-first, first + length - padded.shape[axis]]  # F.pad crops where they are negative
         centre = F.pad(padded, sides)[..., :: self.stride[0], :: self.stride[1], :: self.stride[2]]
         per_group = min(self.in_channels, self.out_channels) // self.groups
-        scale = torch_backend.identity_rows(
-            self.alpha, self.out_channels, self.in_channels // self.groups, self.groups
-        )
-        term = (
-            centre.unflatten(-4, (self.groups, -1))[..., :per_group, :, :, :]
-            * scale.float()[..., None, None, None]
-        )
+        scale = torch_backend.identity_rows(self.alpha, self.out_channels, self.in_channels // self.groups, self.groups)
+        term = centre.unflatten(-4, (self.groups, -1))[..., :per_group, :, :, :] * scale.float()[..., None, None, None]
         missing = self.out_channels // self.groups - per_group
         return F.pad(term, (0,) * 6 + (0, missing)).flatten(-5, -4).to(output.dtype)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from triton_dirac import cpu_prep
 from triton_dirac.problem import ConvProblem
@@ -223,7 +224,7 @@ def conv_dgrad(grad: Tensor, weight: Tensor, alpha: Tensor | None, problem: Conv
     n, c, h, w = problem.input_shape
     shape = (n, c, h + top + bottom, w + left + right)
     geometry = (problem.stride, (pad_h, pad_w), problem.dilation, problem.groups)
-    dimage = torch.nn.grad.conv2d_input(shape, weight, grad, *geometry)  # type: ignore[arg-type]
+    dimage = conv2d_input(shape, weight, grad, *geometry)  # type: ignore[arg-type]
     dimage = dimage[:, :, top : top + h, left : left + w]
     if alpha is None:
         return dimage
@@ -239,7 +240,7 @@ def conv_wgrad(grad: Tensor, image: Tensor, problem: ConvProblem) -> Tensor:
     padding, sides = _own_padding(problem)
     padded = F.pad(image, sides) if sides else image
     geometry = (problem.stride, padding, problem.dilation, problem.groups)
-    return torch.nn.grad.conv2d_weight(padded, problem.weight_shape, grad, *geometry)  # type: ignore[arg-type]
+    return conv2d_weight(padded, problem.weight_shape, grad, *geometry)  # type: ignore[arg-type]
 
 
 def _own_padding(problem: ConvProblem) -> tuple[tuple[int, int], tuple[int, int, int, int] | None]:

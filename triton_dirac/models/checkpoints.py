@@ -62,9 +62,7 @@ def load_official(model: DiracNet, checkpoint: Mapping[str, Any]) -> None:
     if not isinstance(model, DiracNet):
         raise TypeError(f"model must be a DiracNet, got {type(model).__name__}")
     if not isinstance(checkpoint, Mapping):
-        raise TypeError(
-            f"checkpoint must be a dictionary, as torch.load gives it, got {type(checkpoint).__name__}"
-        )
+        raise TypeError(f"checkpoint must be a dictionary, as torch.load gives it, got {type(checkpoint).__name__}")
     tensors = _translate(checkpoint)
     expected = {
         name: tuple(tensor.shape)
@@ -114,6 +112,4 @@ def _check_same_kind(checkpoint_has_norms: bool, model_has_norms: bool) -> None:
     if model_has_norms and not checkpoint_has_norms:
         raise ValueError("the checkpoint is folded: load it into a folded net, triton_dirac.fold(net.eval())")
     if checkpoint_has_norms and not model_has_norms:
-        raise ValueError(
-            "the checkpoint is not folded, the net is: load it into the unfolded net, then fold that"
-        )
+        raise ValueError("the checkpoint is not folded, the net is: load it into the unfolded net, then fold that")

@@ -29,9 +29,7 @@ def _block(in_channels: int, out_channels: int, backend: str) -> nn.Sequential:
 
 def _group(in_channels: int, out_channels: int, blocks: int, backend: str) -> nn.Sequential:
     widths = [in_channels] + [out_channels] * blocks
-    return nn.Sequential(
-        OrderedDict((f"block{i}", _block(widths[i], widths[i + 1], backend)) for i in range(blocks))
-    )
+    return nn.Sequential(OrderedDict((f"block{i}", _block(widths[i], widths[i + 1], backend)) for i in range(blocks)))
 
 
 class DiracNet(nn.Module):

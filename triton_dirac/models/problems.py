@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
 
 from triton_dirac.modules import DiracConv2d
 from triton_dirac.problem import ConvProblem
+
+Pair = tuple[int, int]
 
 
 class NamedProblem(NamedTuple):
@@ -29,17 +31,11 @@ def conv_problems(model: nn.Module, image_size: int, batch: int) -> list[NamedPr
 
     def record(name: str):
         def hook(module: nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-            n, c, h, w = inputs[0].shape
-            vertical, horizontal = module.padding
-            problem = ConvProblem(
-                *(n, c, h, w),
-                module.out_channels,
-                *module.kernel_size,
-                module.stride,
-                (vertical, vertical, horizontal, horizontal),
-                module.dilation,
-                module.groups,
-            )
+            (n, c, h, w), (r, s) = inputs[0].shape, module.kernel_size
+            (stride, dilation) = (cast(Pair, pair) for pair in (module.stride, module.dilation))
+            vertical, horizontal = cast(Pair, module.padding)
+            padding = (vertical, vertical, horizontal, horizontal)
+            problem = ConvProblem(n, c, h, w, module.out_channels, r, s, stride, padding, dilation, module.groups)
             found.append(NamedProblem(name, "dirac" if isinstance(module, DiracConv2d) else "plain", problem))
 
         return hook

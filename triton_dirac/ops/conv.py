@@ -61,7 +61,7 @@ def _launched_precision(precision: str, dtype: torch.dtype) -> str:
         return "ieee"
     if precision != "default":
         return precision
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
 
 
 def _fastest(kernel: str, problem: ConvProblem, image: Tensor, precision: str, auto: bool, ours, torchs) -> Tensor:
@@ -131,8 +131,8 @@ def wgrad_run(grad, image, weight_shape, dtype, stride, padding, dilation, group
         return wgrad(grad, image, problem, dtype=dtype, precision=precision)
 
     def torchs() -> Tensor:
-        native = (t.contiguous(memory_format=torch.channels_last) for t in (grad, image))
-        return torch_backend.conv_wgrad(*native, problem).to(dtype)
+        dy, x = (t.contiguous(memory_format=torch.channels_last) for t in (grad, image))
+        return torch_backend.conv_wgrad(dy, x, problem).to(dtype)
 
     return _fastest("conv_wgrad", problem, grad, precision, auto, ours, torchs)
 

@@ -6,7 +6,7 @@ and the weight's own gradient, where two operators would round it to the GEMM's 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Settings(NamedTuple):
     auto: bool
 
     @property
-    def geometry(self) -> tuple:
+    def geometry(self) -> tuple[Any, Any, Any, Any]:
         return self[2:6]
 
 
@@ -119,6 +119,11 @@ def _flops(image_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
 # --- eager entry points -----------------------------------------------------------------------------------
 
 
+def _allocation(tensor: Tensor) -> tuple[Any, Any, dict[str, Any]]:
+    """Arguments of ``torch.empty_strided`` for one more tensor like this."""
+    return tensor.shape, tensor.stride(), {"dtype": tensor.dtype, "device": tensor.device}
+
+
 class SteadyLayer:
     """A layer's launches as they were in an earlier call, without the tensors.
 
@@ -129,9 +134,7 @@ class SteadyLayer:
     def __init__(self, settings: Settings, launches: list, outputs: tuple[Tensor, ...]) -> None:
         self.settings = settings
         self.launches = launches
-        self.filters, self.norm, self.output = (
-            (t.shape, t.stride(), {"dtype": t.dtype, "device": t.device}) for t in outputs
-        )
+        self.filters, self.norm, self.output = map(_allocation, outputs)
 
     @classmethod
     def of(cls, settings: Settings, launches: list[Launch], inputs, outputs) -> SteadyLayer | None:

@@ -57,5 +57,5 @@ def target_of(device: torch.device) -> Target:
         shared = properties.shared_memory_per_block
     else:
         name, warp_size = f"cuda:{properties.major * 10 + properties.minor}", 32
-        shared = properties.shared_memory_per_block_optin
+        shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
     return Target(name, properties.name, properties.multi_processor_count, shared, warp_size)
