@@ -241,10 +241,12 @@ def dirac_conv2d(
         input = input.to(dtype)
     tensors = (input, weight, alpha, beta, bias)
     options = (stride, padding, dilation, groups, form, eps, activation, precision, backend)
-    key = None if torch.compiler.is_compiling() or ops is None else _steady_key(tensors, options)
-    steady = _steady.get(key)
-    if steady is not None and ops.is_plain(*tensors):
-        return ops.replay(tensors, steady)
+    key = None
+    if (backend == "triton" or input.is_cuda) and ops is not None and not torch.compiler.is_compiling():
+        key = _steady_key(tensors, options)
+        steady = _steady.get(key)
+        if steady is not None and ops.is_plain(*tensors):
+            return ops.replay(tensors, steady)
 
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")

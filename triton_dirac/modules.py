@@ -237,12 +237,14 @@ class DiracConv2d(_DiracConv, nn.Conv2d):
     torch_class, dims = nn.Conv2d, 2
 
     def forward(self, input: Tensor) -> Tensor:
-        padded, padding = self._padded(input)
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = self._padded(input)
         rest = (self.bias, self.stride, padding, self.dilation, self.groups)
-        if ready := self._ready_filters(padded):
+        if (self.prepared is not None or self.identity == "tiled") and (ready := self._ready_filters(input)):
             filters, alpha = ready
-            return conv2d(padded, filters, *rest, alpha=alpha, backend=self.backend)
-        return dirac_conv2d(padded, self.weight, self.alpha, self.beta, *rest, form=self.form, backend=self.backend)
+            return conv2d(input, filters, *rest, alpha=alpha, backend=self.backend)
+        return dirac_conv2d(input, self.weight, self.alpha, self.beta, *rest, form=self.form, backend=self.backend)
 
 
 class DiracConv1d(_DiracConv, nn.Conv1d):

@@ -38,12 +38,17 @@ class Launch:
 
         ``tensors`` are the arguments that a launch taken apart by ``replayable`` lacks.
         """
-        if (launches := getattr(_recorder, "launches", None)) is not None:
-            launches.append(self)
+        note(self)
         if 0 in self.grid:
             return
         with _INTERPRETER if INTERPRETED else nullcontext():
             self.kernel[self.grid](**self.args, **tensors, **self.constexprs, **self.options)
+
+
+def note(launch: Launch) -> None:
+    """Tell this thread's ``recorded`` block, if there is one, of a launch."""
+    if (launches := getattr(_recorder, "launches", None)) is not None:
+        launches.append(launch)
 
 
 @contextmanager

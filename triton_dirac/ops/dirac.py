@@ -119,11 +119,6 @@ def _flops(image_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
 # --- eager entry points -----------------------------------------------------------------------------------
 
 
-def _allocation(tensor: Tensor) -> tuple[Any, Any, dict[str, Any]]:
-    """Arguments of ``torch.empty_strided`` for one more tensor like this."""
-    return tensor.shape, tensor.stride(), {"dtype": tensor.dtype, "device": tensor.device}
-
-
 class SteadyLayer:
     """A layer's launches as they were in an earlier call, without the tensors.
 
@@ -134,7 +129,10 @@ class SteadyLayer:
     def __init__(self, settings: Settings, launches: list, outputs: tuple[Tensor, ...]) -> None:
         self.settings = settings
         self.launches = launches
-        self.filters, self.norm, self.output = map(_allocation, outputs)
+        filters, norm, output = outputs
+        self.filters = filters.shape, filters.stride()
+        self.norm = norm.shape, norm.dtype
+        self.output = output.shape, output.stride()
 
     @classmethod
     def of(cls, settings: Settings, launches: list[Launch], inputs, outputs) -> SteadyLayer | None:
@@ -145,10 +143,10 @@ class SteadyLayer:
         return cls(settings, steps, outputs)
 
     def run(self, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        empty = torch.empty_strided
-        filters = empty(self.filters[0], self.filters[1], **self.filters[2])
-        norm = empty(self.norm[0], self.norm[1], **self.norm[2])
-        output = empty(self.output[0], self.output[1], **self.output[2])
+        image: Tensor = inputs[0]  # type: ignore[assignment]  # its dtype and device are those of both
+        filters = image.new_empty_strided(*self.filters)
+        norm = image.new_empty(self.norm[0], dtype=self.norm[1])
+        output = image.new_empty_strided(*self.output)
         tensors = (*inputs, filters, norm, output)
         for launch, binding in self.launches:
             launch.run(**{name: tensors[index] for name, index in binding})
