@@ -9,6 +9,8 @@ from torch import Tensor
 from triton_dirac.problem import ConvProblem
 from triton_dirac.reference import dirac_delta
 from triton_dirac.tuning.config import Config
+from triton_dirac.tuning.implicit_gemm import configs
+from triton_dirac.tuning.targets import TARGETS
 
 ONE = (1, 1, 1, 1)
 GATHER = Config(32, 16, 16, 4, 2)
@@ -54,6 +56,25 @@ BATCHED = {
     "batch, groups": ConvProblem(16, 32, 2, 2, 32, 3, 3, padding=ONE, groups=2),
     "batch, a window of which little is inside": ConvProblem(16, 16, 1, 2, 16, 7, 7, padding=(3, 3, 3, 3)),
 }
+
+
+def every_config() -> list[tuple[Config, torch.dtype]]:
+    """All configs that can be picked on any target, each with a dtype that it is meant for."""
+    found = {}
+    for target in TARGETS.values():
+        for dtype in (torch.float16, torch.float32):
+            for vectors in (True, False):
+                for config in configs(dtype, vectors, target):
+                    found[config.name, str(dtype)] = (config, dtype)
+    return list(found.values())
+
+
+def problem_for(config: Config) -> ConvProblem:
+    """A problem small enough for the interpreter that fills the config's order and leaves tails elsewhere."""
+    channels = config.block_k if config.loader == "tile" else config.block_k + 8
+    if config.loader == "gather":
+        return ConvProblem(1, channels, 5, 4, 40, 3, 3, padding=ONE)
+    return ConvProblem(config.block_m - 1, channels, 1, 2, channels, 2, 3, padding=ONE)
 
 
 class Case:

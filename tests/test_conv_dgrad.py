@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gemm_cases import BATCH, BATCHED, GATHER, ONE, PROBLEMS, TILE, Case
+from gemm_cases import BATCH, BATCHED, GATHER, ONE, PROBLEMS, TILE, Case, every_config, problem_for
 from tolerance import assert_as_good_as_torch
 
 from triton_dirac.kernels.conv_dgrad import dgrad, dgrad_bytes, plan_dgrad
@@ -47,6 +47,11 @@ def test_default_config(device):
     check(PROBLEMS["stride 2"], None, device)
     check(PROBLEMS["stem"], None, device)
     check(PROBLEMS["depthwise"], None, device)
+
+
+@pytest.mark.parametrize("config, dtype", every_config(), ids=lambda value: getattr(value, "name", str(value)))
+def test_every_config(config, dtype, device):
+    check(problem_for(config), config, device, dtype)
 
 
 def test_without_identity(device):

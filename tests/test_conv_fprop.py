@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gemm_cases import BATCH, BATCHED, GATHER, ONE, PROBLEMS, TILE, Case
+from gemm_cases import BATCH, BATCHED, GATHER, ONE, PROBLEMS, TILE, Case, every_config, problem_for
 from tolerance import assert_as_good_as_torch
 
 from triton_dirac.kernels.conv_fprop import fprop, fprop_bytes, plan_fprop
@@ -59,6 +59,11 @@ def test_default_config(device):
     check(PROBLEMS["stem"], None, device)
     check(PROBLEMS["depthwise"], None, device)
     check(ConvProblem(1, 2, 1, 40, 3, 1, 33, padding=(0, 0, 16, 16)), None, device)  # beyond WINDOW
+
+
+@pytest.mark.parametrize("config, dtype", every_config(), ids=lambda value: getattr(value, "name", str(value)))
+def test_every_config(config, dtype, device):
+    check(problem_for(config), config, device, dtype)
 
 
 def test_without_bias_and_identity(device):

@@ -159,10 +159,8 @@ def sum_flat(
             weight_mask = (index < TOTAL)[:, None] & (column < K)[None, :]
             y = tl.load(weight + weight_k[:, None] + column[None, :], mask=weight_mask, other=0.0)
         else:
-            if TOTAL % BLOCK_K != 0:
-                y = tl.load(weights, mask=(index < TOTAL)[:, None], other=0.0)
-            else:
-                y = tl.load(weights)
+            known = (index < TOTAL)[:, None]
+            y = tl.load(weights, mask=known, other=0.0) if TOTAL % BLOCK_K != 0 else tl.load(weights)
             weights += BLOCK_K
         acc = dot(x, y, acc, PRECISION, WIDEN)
     return acc
@@ -221,7 +219,9 @@ def gather_gemm(
         i = m // J % I
         j = m % J
         image = tile_m * BLOCK_M // (I * J)
-        n = tl.where(row_ok, m // J // I - image, 0)
+        n = m // J // I - image
+        if not MASKED:  # rows beyond the last read its image
+            n = tl.where(row_ok, n, 0)
     # Images are counted from this tile's first: with an int64 base, offsets within a tile fit int32.
     n = n.to(OFFSET)
     source += image.to(tl.int64) * H * W * PIXEL
@@ -270,10 +270,19 @@ def gather_gemm(
             source_a, STEP_W * PIXEL, TAP_H * S * TAP, TAP_W * TAP,
             C, K, R, S, DGRAD, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
         )  # fmt: skip
-    if BATCH_ORDER or EVERY_I * EVERY_J > 1:
+    # Geometry that is cheap to form again need not outlive the loop, where it would cost registers.
+    if BATCH_ORDER:
+        first_pixel = image.to(tl.int64) * P * Q + (i * EVERY_I + phase_h) * Q + j * EVERY_J + phase_w
+        target += first_pixel * (K * GROUPS)
+        row = tl.arange(0, BLOCK_M)
+        pixel = row.to(OFFSET) * P * Q
+        row_ok = row < N - image
+        if EVERY_I * EVERY_J > 1:
+            row_ok = row_ok & (i * EVERY_I + phase_h < P) & (j * EVERY_J + phase_w < Q)
+    elif EVERY_I * EVERY_J > 1:
         target += image.to(tl.int64) * P * Q * (K * GROUPS)
         pixel = (n * P + i * EVERY_I + phase_h) * Q + j * EVERY_J + phase_w
-    else:  # rows are pixels: nothing of their geometry need outlive the loop
+    else:
         target += (tile_m * BLOCK_M).to(tl.int64) * (K * GROUPS)
         pixel = tl.arange(0, BLOCK_M)
         row_ok = tile_m * BLOCK_M + pixel < N * P * Q

@@ -20,9 +20,8 @@ FULL_BATCH = 0.75  # share of a batch-order tile's images that must exist
 
 _HALF = (
     Config(128, 128, 64, 8, 3, "batch", reason="wide layers: most reuse, two warps a scheduler hide latency"),
-    Config(128, 128, 64, 4, 3, "batch", reason="wide layers: 64x64 a warp, fewest instructions per MMA"),
     Config(128, 64, 64, 4, 4, "batch", reason="K = 64 mod 128: no column wasted; two programs a unit"),
-    Config(128, 128, 32, 4, 4, "batch", reason="C = 32 mod 64"),
+    Config(128, 128, 32, 8, 4, "batch", reason="C = 32 mod 64"),
     Config(128, 64, 32, 4, 4, "batch", reason="C = 32 mod 64 and K = 64 mod 128"),
     Config(128, 128, 16, 4, 5, "batch", reason="C = 80: five whole steps a tap"),
     Config(128, 32, 32, 4, 4, "batch", reason="32 columns, or K = 32 mod 64 (160, 80)"),
@@ -30,7 +29,7 @@ _HALF = (
     Config(64, 64, 64, 4, 4, "batch", reason="batches of 64, and more programs for small layers"),
     Config(32, 64, 64, 4, 4, "batch", reason="batches of 32"),
     Config(128, 128, 64, 8, 3, "gather", reason="small batches, wide layers"),
-    Config(128, 128, 32, 4, 4, "gather", reason="the same with C = 32 mod 64 or a tail"),
+    Config(128, 128, 32, 8, 4, "gather", reason="the same with C = 32 mod 64 or a tail"),
     Config(128, 64, 64, 4, 4, "gather", reason="small batches, K = 64 mod 128; two programs a unit"),
     Config(128, 64, 32, 4, 4, "gather", reason="C below 64 or a tail"),
     Config(128, 32, 32, 4, 4, "gather", reason="32 columns"),
@@ -38,30 +37,40 @@ _HALF = (
     Config(64, 32, 64, 4, 4, "gather", reason="fewer still"),
     Config(32, 32, 64, 4, 4, "gather", reason="one image of 7x7, or outputs of one pixel"),
 )
+# Accumulators of 128x128 leave four warps of cuda:80 no registers for the epilogue: 8 to 40 bytes spill there.
+_FOUR_WARPS = (
+    Config(128, 128, 64, 4, 3, "batch", reason="wide layers: one warp group, fewest instructions per MMA"),
+    Config(128, 128, 32, 4, 4, "batch", reason="the same with C = 32 mod 64"),
+)
 _TILE = (
     Config(128, 256, 64, 8, 3, "tile", reason="a quarter less traffic than 128x128 for K of 256 and more"),
     Config(128, 128, 64, 4, 4, "tile", reason="wide layers: one warp group, fewest instructions per MMA"),
     Config(128, 128, 64, 8, 4, "tile", reason="wide layers: two warp groups take turns"),
     Config(128, 64, 64, 4, 4, "tile", reason="K = 64 mod 128; two programs a unit"),
     Config(128, 64, 32, 4, 4, "tile", reason="C = 32 mod 64"),
-    Config(64, 64, 64, 4, 4, "tile", reason="batches of 64, small layers"),
 )
+# float32 keeps its three-product and FMA forms in registers: 32 accumulators a thread.
 _FLOAT = (
-    Config(128, 128, 32, 8, 3, "batch", reason="wide layers"),
-    Config(128, 64, 32, 4, 3, "batch", reason="K = 64 mod 128"),
+    Config(128, 64, 32, 8, 3, "batch", reason="wide layers"),
     Config(128, 32, 16, 4, 4, "batch", reason="C = 80, K = 80 and 160"),
-    Config(64, 64, 32, 4, 3, "batch", reason="batches of 64, small layers"),
-    Config(128, 64, 32, 4, 3, "gather", reason="small batches"),
-    Config(64, 64, 32, 4, 3, "gather", reason="few pixels"),
-    Config(64, 32, 32, 4, 3, "gather", reason="few pixels, 32 columns"),
-    Config(32, 32, 32, 4, 3, "gather", reason="one image of 7x7, or outputs of one pixel"),
+    Config(64, 64, 32, 8, 3, "batch", reason="batches of 64, small layers"),
+    Config(128, 64, 32, 8, 3, "gather", reason="small batches"),
+    Config(64, 64, 32, 8, 3, "gather", reason="few pixels"),
+    Config(64, 32, 16, 4, 4, "gather", reason="few pixels, 32 columns"),
+    Config(32, 32, 16, 4, 4, "gather", reason="one image of 7x7, or outputs of one pixel"),
 )
 # Channels that do not divide into 16-byte loads cost a register and a predicate an element: small tiles.
-_ODD = (
+_ODD_HALF = (
     Config(128, 64, 32, 8, 3, "gather", reason="stems: the 27 terms of 3 channels and 3x3 fit in 32"),
     Config(64, 64, 32, 4, 3, "gather", reason="odd channels"),
     Config(64, 32, 32, 4, 3, "gather", reason="odd channels, few columns"),
     Config(32, 32, 32, 4, 3, "gather", reason="few pixels"),
+)
+_ODD_FLOAT = (
+    Config(128, 32, 16, 8, 3, "gather", reason="stems with 32 columns"),
+    Config(64, 64, 16, 8, 3, "gather", reason="stems and odd channels"),
+    Config(64, 32, 16, 4, 3, "gather", reason="odd channels, few columns"),
+    Config(32, 32, 16, 4, 3, "gather", reason="few pixels"),
 )
 
 
@@ -126,11 +135,15 @@ def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
 def configs(dtype: torch.dtype, vectors: bool, target: Target) -> list[Config]:
     """All configs of a dtype on a target; ``vectors``: channels divide into 16-byte loads."""
     if not vectors:
-        chosen = _ODD
+        chosen = _ODD_FLOAT if dtype.itemsize == 4 else _ODD_HALF
     elif dtype.itemsize == 4:
         chosen = _FLOAT
     else:
-        chosen = (_TILE if family(target) in ("cuda:90", "cuda:100") else ()) + _HALF
+        chosen = _HALF
+        if family(target) != "cuda:80":
+            chosen = _FOUR_WARPS + chosen
+        if family(target) in ("cuda:90", "cuda:100"):
+            chosen = _TILE + chosen
     if family(target) == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(dict.fromkeys(replace(config, num_stages=2) for config in chosen))
     return [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
