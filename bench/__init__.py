@@ -5,6 +5,8 @@
     accuracy     the check that gates timing            timing       wall clock; device events with a cold L2
     lab          one row of a comparison, start to end  environment  what it ran on
     results      the results file                       compile      kernels for GPUs that are not here
+    networks     whole nets: contenders, true results   counting     launches and bytes of a call
+    allocator    glibc keeps what is freed              precision    what bfloat16 leaves of small filters
     conftest     all of it, tied into pytest
 
 Needs the extra ``bench``. Results go to ``--benchmark-json``; the package ``reports`` reads them.

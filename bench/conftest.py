@@ -13,7 +13,7 @@ import torch
 if not torch.cuda.is_available():  # before triton_dirac is imported: kernels read it when they are defined
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from bench import environment, results
+from bench import environment, networks, results
 from bench.contenders import CONTENDERS
 from bench.lab import Lab
 from bench.layers import NETS, layers
@@ -33,10 +33,11 @@ def lab_of(config: pytest.Config) -> Lab:
         if not config.pluginmanager.hasplugin("benchmark"):
             raise pytest.UsageError("the suites need pytest-benchmark: pip install 'triton-dirac[bench]'")
         selection = Selection.of(config)
-        require_known("--nets", selection.nets, tuple(NETS))
+        require_known("--nets", selection.nets, tuple(dict.fromkeys((*NETS, *networks.NETWORKS))))
         nets = (net for net in NETS if chosen(net, selection.nets))
         require_known("--layers", selection.layers, [layer.name for net in nets for layer in layers(net)])
-        require_known("--contenders", selection.contenders, [contender.name for contender in CONTENDERS])
+        names = [contender.name for contender in CONTENDERS] + [contender.name for contender in networks.CONTENDERS]
+        require_known("--contenders", selection.contenders, names)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config.stash[LAB] = Lab(selection, device)
     return config.stash[LAB]
@@ -68,6 +69,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
     output_json["environment"] = environment.environment(command, lab.clocks_before, clocks_after, lab.load_before)
     output_json["not_run"] = lab.not_run
     output_json["accuracy"] = lab.accuracy
+    output_json["counted"] = lab.counted
 
 
 @pytest.hookimpl(trylast=True)

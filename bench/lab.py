@@ -29,7 +29,7 @@ Sampler = Callable[[Mapping[str, Call]], dict[str, Samples]]
 
 
 class Lab:
-    """Holds what the suites need between rows, and what they leave behind: ``accuracy`` and ``not_run``."""
+    """Holds what the suites need between rows, and what they leave behind: ``accuracy``, ``not_run``, ``counted``."""
 
     def __init__(self, selection: Selection, device: torch.device, sampler: Sampler | None = None) -> None:
         self.selection = selection
@@ -37,6 +37,7 @@ class Lab:
         self.on_gpu = device.type == "cuda"
         self.accuracy: list[dict[str, Any]] = []
         self.not_run: list[dict[str, Any]] = []
+        self.counted: list[dict[str, Any]] = []
         self.load_before = environment.load()
         self.clocks_before = environment.clocks() if self.on_gpu else None
         self._sampler = sampler

@@ -61,8 +61,13 @@ def obstacle(device: torch.device, row: Row, contender: Contender, compile_all: 
     return None if row.dtype == "float32" else EMULATED
 
 
+def has_cpp_compiler() -> bool:
+    """Whether torch.compile can build for a CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
 def _compile_obstacle(row: Row, compile_all: bool) -> Obstacle | None:
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+    if not has_cpp_compiler():
         return NO_COMPILER
     if row.dtype != "float32":
         return FLOAT32_ONLY
