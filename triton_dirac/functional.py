@@ -171,7 +171,7 @@ def conv2d(
     Args:
         input: (N, C, H, W) or (C, H, W), any memory format; channels-last is native.
         weight: (K, C / groups, R, S), windows up to 11 x 11.
-        bias: (K,) or None.
+        bias: (K,), in the input's dtype or float32, or None.
         stride, padding, dilation, groups: as torch's; padding also "same" or "valid".
         alpha: (K,) or (1,), in the input's dtype or float32: the split form's identity term. It adds to filter d
             of each group alpha * its input channel d under the window's centre, in float32; None adds nothing.
@@ -186,12 +186,11 @@ def conv2d(
     Raises:
         TypeError, ValueError: an argument is not as above. RuntimeError: "triton" cannot run here.
 
-    Under autocast, input, weight and bias are cast to the autocast dtype first, as torch's are.
+    Under autocast input and weight are cast first, as torch's are; bias and alpha, added in float32, stay.
     """
     dtype = autocast_dtype(input)
     if dtype is not None:
         input, weight = input.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
     if weight.dtype != input.dtype:
         raise TypeError(f"weight must have input's dtype {input.dtype}, got {weight.dtype}")
     if alpha is not None:

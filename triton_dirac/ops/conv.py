@@ -184,15 +184,11 @@ def _conv_backward(ctx, grad):
         dimage = run(grad, weight, alpha, image.shape, *ctx.geometry, ctx.precision, ctx.auto)
     if need_weight:
         run = wgrad_run if direct else conv_wgrad
-        # alpha's gradient is a few of the weight's entries, perhaps summed: from float32, not from rounded ones.
-        dtype = torch.float32 if need_alpha else weight.dtype
-        dweight = run(grad, image, weight.shape, dtype, *ctx.geometry, ctx.precision, ctx.auto)
+        dweight = run(grad, image, weight.shape, weight.dtype, *ctx.geometry, ctx.precision, ctx.auto)
     if need_bias:
         dbias = bias_gradient(grad, ctx.bias_dtype)
     if need_alpha:
         dalpha = _alpha_gradient(grad, image, weight, alpha, dweight, ctx.geometry)
-    if dweight is not None:
-        dweight = dweight.to(weight.dtype)
     return dimage, dweight, dbias, dalpha, None, None, None, None, None, None, None
 
 
@@ -206,7 +202,7 @@ def _alpha_gradient(grad, image, weight, alpha, dweight, geometry) -> Tensor:
     problem = symbolic_problem(image.shape, weight.shape, *geometry)
     groups, per_group = problem.groups, problem.identity_per_group
     if dweight is not None:
-        entries = torch_backend.diagonal(dweight, groups)
+        entries = torch_backend.diagonal(dweight, groups).float()
     else:
         centre = torch_backend.centre_tap(image, problem).unflatten(1, (groups, -1))[:, :, :per_group]
         entries = (grad.unflatten(1, (groups, -1))[:, :, :per_group].float() * centre).sum((0, 3, 4))

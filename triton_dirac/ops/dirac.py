@@ -1,7 +1,7 @@
 """The Dirac convolution as one operator: preparation and convolution forward, all gradients backward.
 
-Beside the two operators it is made of, it saves host time, and its weight gradient stays float32 between wgrad
-and the weight's own gradient, where two operators would round it to the GEMM's dtype.
+It saves host time beside the two operators it is made of and gives the same bits: wgrad writes the GEMM's dtype, as
+autograd would have it between two operators, so that ``prepared(model)``, which is made of two, changes no number.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _gradients(ctx, grad):
         dimage = (conv.dgrad_run if direct else conv.conv_dgrad)(grad, filters, identity, image.shape, *rest)
     if need_weight or need_alpha or need_beta:
         run = conv.wgrad_run if direct else conv.conv_wgrad
-        dfilters = run(grad, image, weight.shape, torch.float32, *rest)
+        dfilters = run(grad, image, weight.shape, image.dtype, *rest)
         run = prep.backward_run if direct else prep.weight_prep_backward
         dweight, dalpha, dbeta = run(dfilters, weight, alpha, beta, norm, s.eps, True, s.groups)
     if need_bias:
