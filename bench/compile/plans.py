@@ -114,7 +114,7 @@ def dtype_of(job: Job) -> torch.dtype:
 
 
 def precision(job: Job) -> str:
-    return job.dtype if job.dtype in TF32 else "ieee"
+    return TARGETS[job.target].precision(job.dtype if job.dtype in TF32 else "ieee")
 
 
 def alpha(job: Job) -> Tensor | None:

@@ -24,6 +24,7 @@ from triton_dirac.ops.register import (
 )
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning.picks import choose
+from triton_dirac.tuning.targets import target_of
 
 
 @lru_cache(maxsize=4096)
@@ -55,18 +56,19 @@ def _channels_last(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None
     return torch.empty(tuple(shape), dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _launched_precision(precision: str, dtype: torch.dtype) -> str:
+def _launched_precision(precision: str, like: Tensor) -> str:
     """What tl.dot is told. "default" is read when a kernel is launched, as torch does for its own."""
-    if dtype != torch.float32:
+    if like.dtype != torch.float32:
         return "ieee"
-    if precision != "default":
-        return precision
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
+    if precision == "default":
+        own = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+        precision = "tf32" if own == "tf32" else "ieee"
+    return target_of(like.device).precision(precision)
 
 
 def _fastest(kernel: str, problem: ConvProblem, image: Tensor, precision: str, auto: bool, ours, torchs) -> Tensor:
     """ours(), or torchs() (cuDNN) where ``auto`` may choose and it was measured to be faster for this problem."""
-    if not auto or precision not in ("ieee", _launched_precision("default", image.dtype)):
+    if not auto or precision not in ("ieee", _launched_precision("default", image)):
         return ours()
     names = {"triton": ours, "torch": torchs}
     name = choose(
@@ -83,7 +85,7 @@ def _fastest(kernel: str, problem: ConvProblem, image: Tensor, precision: str, a
 
 def run(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto):
     problem = problem_of(image.shape, weight.shape, stride, padding, dilation, groups)
-    precision = _launched_precision(precision, image.dtype)
+    precision = _launched_precision(precision, image)
 
     def ours() -> Tensor:
         return fprop(image, weight, bias, alpha, problem, relu=relu, precision=precision)
@@ -102,7 +104,7 @@ def fake(image, weight, bias, alpha, stride, padding, dilation, groups, relu, pr
 
 def dgrad_run(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision, auto):
     problem = problem_of(image_shape, weight.shape, stride, padding, dilation, groups)
-    precision = _launched_precision(precision, grad.dtype)
+    precision = _launched_precision(precision, grad)
 
     def ours() -> Tensor:
         return dgrad(grad, weight, alpha, problem, precision=precision)
@@ -125,7 +127,7 @@ def _dgrad_twin(grad, weight, alpha, image_shape, stride, padding, dilation, gro
 
 def wgrad_run(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision, auto):
     problem = problem_of(image.shape, weight_shape, stride, padding, dilation, groups)
-    precision = _launched_precision(precision, grad.dtype)
+    precision = _launched_precision(precision, grad)
 
     def ours() -> Tensor:
         return wgrad(grad, image, problem, dtype=dtype, precision=precision)

@@ -31,6 +31,14 @@ class Target:
         kind, arch = self.name.split(":")
         return int(arch) if kind == "cuda" else arch
 
+    def precision(self, wanted: str) -> str:
+        """``wanted`` where the target's matrix unit has it, else the more exact "ieee".
+
+        Of AMD's only gfx942 multiplies in TF32, and Triton splits float32 into three of them for none.
+        """
+        has_it = self.backend == "cuda" or (self.arch, wanted) == ("gfx942", "tf32")
+        return wanted if has_it else "ieee"
+
 
 TARGETS: dict[str, Target] = {
     t.name: t
