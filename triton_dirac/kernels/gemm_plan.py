@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -50,11 +52,9 @@ def plan(
     pixels = -(-P // every_h) * -(-Q // every_w)  # of the largest phase
     if N * pixels >= INT32 - config.block_m:
         halves = (slice(0, N // 2), slice(N // 2, N))
-        options = {"dgrad": dgrad, "relu": relu, "precision": precision, "config": config}
+        half_of = partial(plan, dgrad=dgrad, relu=relu, precision=precision, config=config)
         return [
-            launch
-            for half in halves
-            for launch in plan(source[half], weight, target[half], bias, alpha, problem, **options)
+            launch for half in halves for launch in half_of(source[half], weight, target[half], bias, alpha, problem)
         ]
     args = {
         "source": source, "target": target, "bias": bias, "alpha": alpha,

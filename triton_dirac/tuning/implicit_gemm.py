@@ -134,6 +134,7 @@ def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
 
 def configs(dtype: torch.dtype, vectors: bool, target: Target) -> list[Config]:
     """All configs of a dtype on a target; ``vectors``: channels divide into 16-byte loads."""
+    chosen: tuple[Config, ...]
     if not vectors:
         chosen = _ODD_FLOAT if dtype.itemsize == 4 else _ODD_HALF
     elif dtype.itemsize == 4:
