@@ -1,7 +1,8 @@
 """Compile the kernels for GPUs that are not here and read their machine code; needs no GPU.
 
 ``python -m bench.compile`` prints the table and, with ``--json``, writes it; ``--loops`` prints the main
-loops beside those of a plain GEMM and of peers. The rooms, in the order data passes through them:
+loops beside those of a plain GEMM and of peers; ``--bytes`` the global bytes that a weight preparation moves.
+The rooms, in the order data passes through them:
 
 =========== ===================================================================================
 jobs        what to compile: kernel, layer, dtype and target, as plain data

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from bench.environment import environment
 from bench.layers import NETS, Layer, layers
+from bench.networks import NETWORKS
 from triton_dirac.tuning.targets import TARGETS
 
+from . import bytes as moved
 from . import loops
 from .jobs import KERNELS, PEERS, Job, jobs_of_layer
 from .run import rows_of
@@ -31,6 +33,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     every = "every layer in every dtype, not only each net's stem and the Dirac layer with the most work"
     parser.add_argument("--all", action="store_true", help=every)
     parser.add_argument("--loops", action="store_true", help="main loops at equal tiles, beside a plain GEMM")
+    parser.add_argument("--bytes", action="store_true", help="global bytes of the weight preparation of whole nets")
     parser.add_argument("--peers", action="store_true", help="add other projects' kernels (--loops has them)")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
@@ -82,20 +85,24 @@ def split(text: str | None) -> list[str]:
 
 def main() -> None:
     options = parse()
-    for name, known in (("targets", TARGETS), ("nets", NETS)):
+    nets = NETWORKS if options.bytes else NETS
+    for name, known in (("targets", TARGETS), ("nets", nets)):
         if unknown := [value for value in split(getattr(options, name)) if value not in known]:
             sys.exit(f"--{name}: {', '.join(unknown)} is not one of {', '.join(known)}")
     output = console()
-    if options.loops:
+    pool = {"workers": options.jobs, "timeout": options.timeout}
+    if options.bytes:
+        every = {"targets": moved.TARGETS, "dtypes": moved.DTYPES, "nets": tuple(NETWORKS)}
+        asked = [split(getattr(options, name)) or default for name, default in every.items()]
+        rows = moved.table(*asked, **pool)
+        moved.print_rows(rows, output)
+    elif options.loops:
         targets, dtypes = split(options.targets) or loops.TARGETS, split(options.dtypes) or loops.DTYPES
-        jobs = loops.jobs_of(targets, dtypes, split(options.kernels) or [""])
-    else:
-        jobs = jobs_of(options)
-    rows = rows_of(jobs, workers=options.jobs, timeout=options.timeout)
-    if options.loops:
+        rows = rows_of(loops.jobs_of(targets, dtypes, split(options.kernels) or [""]), **pool)
         loops.add_ratios(rows)
         loops.print_rows(rows, output)
     else:
+        rows = rows_of(jobs_of(options), **pool)
         print_rows(rows, output)
     if options.json:
         command = " ".join(["python -m bench.compile", *sys.argv[1:]])
