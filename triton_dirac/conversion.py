@@ -16,9 +16,7 @@ SMALL_NORM = 1e-6
 
 
 @torch.no_grad()
-def from_conv(
-    conv: _ConvNd, *, form: str = "split", backend: str = "auto"
-) -> DiracConv1d | DiracConv2d | DiracConv3d:
+def from_conv(conv: _ConvNd, *, form: str = "split", backend: str = "auto") -> DiracConv1d | DiracConv2d | DiracConv3d:
     """The Dirac convolution with the function of a trained ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``.
 
     weight = diag(alpha) * I + diag(beta) * W / ||W||, where alpha has the weight's entries on the identity,
@@ -43,9 +41,7 @@ def from_conv(
     if isinstance(conv.weight, UninitializedParameter):
         raise ValueError(f"conv must have its sizes, but this {name} has not run yet")
     if conv._forward_hooks or conv._forward_pre_hooks:
-        raise ValueError(
-            "conv must have no forward hooks: they may change its function and are not taken over"
-        )
+        raise ValueError("conv must have no forward hooks: they may change its function and are not taken over")
     alpha, beta, filters = _decompose(conv.weight, conv.groups)
     layer = dirac(
         conv.in_channels,

@@ -115,9 +115,7 @@ def _norms_after_convs(model: nn.Module) -> dict[str, str]:
             for child in children:
                 followers.setdefault(child, set()).add(None)
             continue
-        called = {
-            node: owner.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"
-        }
+        called = {node: owner.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
         for node, module in called.items():
             if _is_conv(module):
                 user = next(iter(node.users), None)

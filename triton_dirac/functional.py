@@ -15,6 +15,7 @@ from torch import Tensor
 
 from triton_dirac import torch_backend
 from triton_dirac.problem import ConvProblem
+from triton_dirac.tracing import is_transformed
 
 try:
     from triton_dirac import ops
@@ -482,7 +483,7 @@ def use_triton(backend: str, dtype: torch.dtype, device: torch.device, accepted:
         return False
     supported = dtype in accepted and ops is not None
     if backend == "auto":
-        return supported and device.type == "cuda"
+        return supported and device.type == "cuda" and not is_transformed()
     if ops is None:
         raise RuntimeError("backend 'triton' needs the package triton, which is published for Linux only")
     if not supported:
@@ -493,6 +494,11 @@ def use_triton(backend: str, dtype: torch.dtype, device: torch.device, accepted:
             f"backend 'triton' cannot run on {device}: move the tensors to a GPU, or set the environment "
             "variable TRITON_INTERPRET=1 before triton_dirac is imported to run the kernels in Triton's "
             "interpreter (slow; for checking numbers)"
+        )
+    if is_transformed():
+        raise RuntimeError(
+            "backend 'triton' has no rules for vmap, torch.func.grad, jvp and forward-mode differentiation: "
+            "backend 'auto' or 'torch' computes with torch under these"
         )
     return True
 

@@ -12,9 +12,7 @@ def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 
-def check_arguments(
-    dims, in_channels, out_channels, kernel_size, padding, dilation, bias, stride, groups
-) -> None:
+def check_arguments(dims, in_channels, out_channels, kernel_size, padding, dilation, bias, stride, groups) -> None:
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
         if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")

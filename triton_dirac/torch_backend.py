@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from triton_dirac import cpu_prep
+from triton_dirac import cpu_prep, reference
 from triton_dirac.problem import ConvProblem
+from triton_dirac.tracing import is_transformed
 
 # Squares of 1e18, this many of them, still fit float32; longer sums are finished in float64.
 _NORM_CHUNK = 256
@@ -169,6 +170,9 @@ def dirac_weight(
     groups: int,
 ) -> Tensor:
     """diag(alpha) * I + diag(beta) * W / max(||W_k||, eps), rounded once, to ``dtype``."""
+    if is_transformed():  # each operation in its place, for rules of every kind
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return reference.dirac_weight(wide, alpha, beta, eps=eps, identity=identity, groups=groups).to(dtype)
     arguments = (weight, alpha, beta, eps, identity, dtype, groups)
     # An autograd.Function costs 20 us even where nothing is recorded: twice a small layer's own time.
     return _DiracWeight.apply(*arguments) if torch.is_grad_enabled() else _forward(*arguments)[0]

@@ -49,11 +49,26 @@ _TILE = (
     Config(128, 64, 64, 4, 4, "tile", reason="K = 64 mod 128; two programs a unit"),
     Config(128, 64, 32, 4, 4, "tile", reason="C = 32 mod 64"),
 )
-# float32 keeps its three-product and FMA forms in registers: 32 accumulators a thread.
+# tcgen05 keeps accumulators in tensor memory, and the epilogue takes them all to registers at once: eight warps.
+_TENSOR_MEMORY = (
+    Config(128, 128, 64, 8, 4, "tile", reason="wide layers"),
+    Config(128, 64, 64, 4, 4, "tile", reason="K = 64 mod 128; two programs a unit"),
+    Config(128, 64, 32, 4, 4, "tile", reason="C = 32 mod 64"),
+    Config(128, 128, 64, 8, 3, "batch", reason="strided wide layers"),
+    Config(128, 64, 64, 4, 4, "batch", reason="strided, K = 64 mod 128"),
+    Config(128, 128, 32, 8, 4, "batch", reason="C = 32 mod 64"),
+    Config(128, 64, 32, 4, 4, "batch", reason="C = 32 mod 64 and K = 64 mod 128"),
+    Config(128, 128, 16, 8, 5, "batch", reason="C = 80: five whole steps a tap"),
+    Config(128, 32, 32, 8, 4, "batch", reason="32 columns, or K = 32 mod 64 (160, 80)"),
+    Config(128, 32, 16, 8, 5, "batch", reason="C = 80 to K = 80"),
+    Config(64, 64, 64, 8, 4, "batch", reason="batches of 64, and more programs for small layers"),
+    Config(32, 64, 64, 4, 4, "batch", reason="batches of 32"),
+)
+# float32 keeps its three-product and FMA forms in registers: at most 32 accumulators a thread.
 _FLOAT = (
-    Config(128, 64, 32, 8, 3, "batch", reason="wide layers"),
+    Config(128, 64, 16, 8, 4, "batch", reason="wide layers"),
     Config(128, 32, 16, 4, 4, "batch", reason="C = 80, K = 80 and 160"),
-    Config(64, 64, 32, 8, 3, "batch", reason="batches of 64, small layers"),
+    Config(64, 64, 16, 8, 4, "batch", reason="batches of 64, small layers"),
     Config(128, 64, 32, 8, 3, "gather", reason="small batches"),
     Config(64, 64, 32, 8, 3, "gather", reason="few pixels"),
     Config(64, 32, 16, 4, 4, "gather", reason="few pixels, 32 columns"),
@@ -140,11 +155,13 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target) -> list[Config]:
     elif dtype.itemsize == 4:
         chosen = _FLOAT
     else:
-        chosen = _HALF
-        if family(target) != "cuda:80":
-            chosen = _FOUR_WARPS + chosen
-        if family(target) in ("cuda:90", "cuda:100"):
-            chosen = _TILE + chosen
+        gather = tuple(config for config in _HALF if config.loader == "gather")
+        chosen = {
+            "cuda:80": _HALF,
+            "cuda:90": _TILE + _FOUR_WARPS + _HALF,
+            "cuda:100": _TENSOR_MEMORY + gather,
+            "hip": _FOUR_WARPS + _HALF,
+        }[family(target)]
     if family(target) == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(dict.fromkeys(replace(config, num_stages=2) for config in chosen))
     return [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
