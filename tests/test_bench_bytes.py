@@ -6,25 +6,49 @@ import pytest
 from rich.console import Console
 
 from bench.compile import bytes as moved
-from bench.compile import plans
+from bench.compile import plans, ttgir
 from bench.networks import shapes
 
 THREADS = 256
 
 
+ONCE = {"4x1024": 1, "4": 2}
+
+
 @pytest.mark.parametrize(
-    "accesses, times, width",
+    "instructions, in_ir, times, width",
     [
-        ({"16": 4, "4": 2}, 1.0, 16),  # 4 x 16 B x 256 threads are the 4096 float32 of a tile
-        ({"16": 8}, 2.0, 16),  # read twice
-        ({"16": 2, "4": 8}, 1.0, 4),  # half of it in narrow accesses
-        ({"4": 17}, 17 / 16, 4),  # one of them a row's: counted all the same
-        ({"16": 1}, 0.25, 16),  # not all of it: shown, not hidden
-        ({}, 0.0, 0),
+        ({"16": 4, "4": 2}, ONCE, 1.0, 16),  # 4 x 16 B x 256 threads are the 4096 float32 of a tile
+        ({"16": 6}, ONCE, 1.0, 16),  # four rows' values in a vector of their own
+        ({"16": 8}, {"4x1024": 1}, 2.0, 16),  # read twice
+        ({"16": 8}, {"4x1024": 2}, 2.0, 16),  # and Triton asked for it
+        ({"16": 8}, ONCE, 1.5, 16),
+        ({"16": 2, "4": 8}, ONCE, 1.0, 4),  # half of it in narrow accesses
+        ({"4": 18}, ONCE, 1.0, 4),
+        ({}, {}, 0.0, 0),
     ],
 )
-def test_how_often_a_tile_is_accessed(accesses, times, width):
-    assert moved._times(accesses, THREADS, 4096 * 4) == (times, width)
+def test_how_often_a_tile_is_accessed(instructions, in_ir, times, width):
+    assert moved._times(instructions, THREADS, 4096 * 4, in_ir, 1) == (times, width)
+
+
+TTGIR = """
+    %tile_27 = tt.load %tile_26 : !tt.ptr<i64> loc(#loc142)
+    %beta_25 = tt.load %beta_24, %valid_22, %cst : tensor<4x!tt.ptr<f32>, #ttg.slice<{dim = 1}>> loc(#loc163)
+    %tile_39 = tt.load %tile_38, %mask_37, %cst_4 : tensor<4x1024x!tt.ptr<f32>, #blocked> loc(#loc173)
+    %tile_30 = amdg.buffer_load %w[%i], %mask {contiguity = 4 : i32} : tensor<4x1024xf32, #blocked> loc(#loc158)
+    amdg.buffer_store %2, %norm_ptr[%row_11], %valid_14 : tensor<4xf32, #blocked2> loc(#loc140)
+    tt.store %3, %out_73, %mask_37 : tensor<4x1024x!tt.ptr<bf16>, #blocked> loc(#loc151)
+    %x = ttg.local_load %y : !ttg.memdesc<4x1024xf32, #shared> -> tensor<4x1024xf32, #blocked>
+"""
+
+
+def test_triton_s_own_accesses_are_told_by_shape():
+    assert ttgir.accesses(TTGIR) == {"load": {"": 1, "4": 1, "4x1024": 2}, "store": {"4": 1, "4x1024": 1}}
+
+
+def in_ir(tiles_read, tiles_written=1):
+    return {"load": {"8x512": tiles_read, "8": 1}, "store": {"8x512": tiles_written, "8": 1}}
 
 
 def job(kernel, backward=False, net="DiracNet-34-2", dtype="bfloat16"):
@@ -40,18 +64,18 @@ def test_jobs_are_every_distinct_layer_and_the_whole_net():
 
 
 def test_one_read_and_one_write_come_to_the_least():
-    row = {"loads": {"16": 4, "4": 1}, "stores": {"16": 2, "4": 1}}
+    row = {"loads": {"16": 4, "4": 1}, "stores": {"16": 2, "4": 1}, "ir_accesses": in_ir(1)}
     found = moved.moved(row, job("weight_prep"))
     assert (found["reads_per_element"], found["writes_per_element"]) == (1.0, 1.0)
     assert found["least_bytes_per_weight"] == 4 + 2
     assert found["bytes_per_weight"] == 6 + (4 + 4) / 288  # beta in, norm out, for rows of 288
     assert found["launches"] == 10
-    twice = moved.moved(row | {"loads": {"16": 8}}, job("weight_prep"))
+    twice = moved.moved(row | {"loads": {"16": 8, "4": 1}, "ir_accesses": in_ir(2)}, job("weight_prep"))
     assert twice["bytes_per_weight"] == found["bytes_per_weight"] + 4
 
 
 def test_the_backward_reads_gradient_and_weight():
-    row = {"loads": {"16": 6, "4": 2}, "stores": {"16": 4, "4": 2}}
+    row = {"loads": {"16": 6, "4": 2}, "stores": {"16": 4, "4": 2}, "ir_accesses": in_ir(2)}
     found = moved.moved(row, job("weight_prep", backward=True))
     assert found["least_bytes_per_weight"] == 4 + 2 + 4
     assert found["bytes_per_weight"] == 10 + (8 + 8 + 2) / 288
@@ -62,7 +86,8 @@ def test_a_launch_for_a_whole_net_pays_for_its_tables():
     (launch,) = moved.prep_net(of_net)[1]
     kinds = len(launch.constexprs["KINDS"])
     assert moved._tile_elements(launch) == 4096 * kinds
-    found = moved.moved({"loads": {"16": 4 * kinds, "8": 9}, "stores": {"16": 2 * kinds, "4": 1}}, of_net)
+    counted = {"loads": {"16": 4 * kinds, "8": 9}, "stores": {"16": 2 * kinds, "4": 1}}
+    found = moved.moved(counted | {"ir_accesses": in_ir(kinds, kinds)}, of_net)
     assert found["launches"] == 1
     assert found["reads_per_element"] == found["writes_per_element"] == 1.0
     assert (

@@ -1,10 +1,10 @@
 """The third table: global bytes that a weight preparation moves, counted from machine code, beside the least.
 
-A kernel's tile accesses are straight-line code: every thread issues each of them once, padding masked off. So
-instructions x bytes a thread x threads, over the bytes of one tile, is how often an element is read (or
-written): 1.00 where it is touched once. Narrower accesses are those of a row (alpha, beta, norm, their
-gradients, the launch's own tables); they are counted from the plan, since every thread of a row asks for the
-same address.
+Triton's intermediate code says which accesses move whole tiles, which a value a row (alpha, beta, norm, their
+gradients) and which one word (the tables of a launch for a whole net). A tile's are straight-line code: every
+thread issues each of them once, padding masked off. So instructions x bytes a thread x threads, over the bytes
+of the tiles, is how often an element is read (or written): 1.00 where it is touched once. One instruction for
+each other access is left out of this; what those move is added from the plan, once for each row and program.
 
     moved / least = (tile accesses + what rows and tables add) / (W read and What written once; G and W read, dW)
 """
@@ -92,8 +92,9 @@ def moved(row: dict[str, Any], job: Job) -> dict[str, Any]:
     shapes = networks.shapes(job.net) if of_net else [job.problem.weight_shape]
     weights, filters = sum(torch.Size(shape).numel() for shape in shapes), sum(shape[0] for shape in shapes)
     tiles = _tile_elements(launch)
-    reads, load_width = _times(row["loads"], threads, tiles * read)
-    writes, store_width = _times(row["stores"], threads, tiles * written)
+    in_ir, kinds = row["ir_accesses"], len(launch.constexprs.get("KINDS", "1"))
+    reads, load_width = _times(row["loads"], threads, tiles * read, in_ir["load"], kinds * (1 + backward))
+    writes, store_width = _times(row["stores"], threads, tiles * written, in_ir["store"], kinds)
     beside = filters * (ROW_READS[backward] + ROW_WRITES[backward] + backward * other)
     beside += launch.grid[0] * TABLE_READS if of_net else 0
     bytes_moved = weights * (reads * read + writes * written) + beside
@@ -117,18 +118,25 @@ def _tile_elements(launch: Launch) -> int:
     return launch.constexprs["ROWS"] * launch.constexprs["BLOCK"]
 
 
-def _times(accesses: dict[str, int], threads: int, tile_bytes: int) -> tuple[float, int]:
-    """(how often the tile is accessed, bytes a thread of the narrowest access it takes).
+def _times(
+    instructions: dict[str, int], threads: int, tile_bytes: int, in_ir: dict[str, int], least: int
+) -> tuple[float, int]:
+    """(how often the tiles are accessed, bytes a thread of the narrowest access that takes).
 
-    The widest come first; what is narrower than the tile's own is a row's. Accesses of rows as wide as the
-    tile's narrowest are counted with it: never too few.
+    ``instructions``: by bytes a thread, widest first. ``in_ir``: accesses by shape, ``least`` of which would be
+    tiles if each were accessed once. The rows' and words' own are an instruction each at most, and may be as wide.
     """
-    total, width = 0.0, 0
-    for size, count in accesses.items():
+    of_tiles = sum(count for shape, count in in_ir.items() if "x" in shape)
+    others = sum(in_ir.values()) - of_tiles
+    total, width = 0, 0
+    for size, count in instructions.items():
         if total >= tile_bytes:
             break
         total, width = total + count * int(size) * threads, int(size)
-    return total / tile_bytes, width
+    surplus = total - tile_bytes
+    again = surplus - others * width * threads if surplus > 0 else surplus
+    issued = 1 + (again if surplus < 0 else max(0, again)) / tile_bytes
+    return max(issued, of_tiles / least), width
 
 
 def print_rows(rows: list[dict[str, Any]], console: Console) -> None:

@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from triton_dirac.kernels.launch import Launch
 from triton_dirac.tuning.targets import TARGETS, Target
 
-from . import amdgcn, sass
+from . import amdgcn, sass, ttgir
 from .counts import count
 from .jobs import Job
 
@@ -83,6 +83,7 @@ def measure(source: ASTSource, gpu: GPUTarget, options: dict[str, Any], target: 
         "triton": triton.__version__,
         "shared_bytes": shared,
         "tensor_memory_columns": columns,
+        "ir_accesses": ttgir.accesses(compiled.asm["ttgir"]),
         **resources,
         **counts,
     }
