@@ -33,6 +33,7 @@ MARKS = {
     verdict.FASTER: ("^", GOOD, True), verdict.SAME: ("s", EVEN, True), verdict.SLOWER: ("v", BAD, True),
     verdict.AMBIGUOUS: ("o", EVEN, False), "within the rule": ("o", GOOD, True), "fails": ("X", BAD, True),
     "no spill": ("o", GOOD, True), "spills": ("X", BAD, True),
+    "split": ("o", GOOD, True), "materialised": ("s", EVEN, True),
 }  # fmt: skip
 BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}  # a label hides the grid under it
 RC: Any = {

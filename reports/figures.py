@@ -2,6 +2,7 @@
 
 speed       times as fast as the baseline
 accuracy    error over torch's own error
+precision   what bfloat16 leaves of small filters, materialised and split
 compiled    instructions a warp issues per matrix instruction
 """
 
@@ -51,6 +52,25 @@ def accuracy(frame: pd.DataFrame, label: str) -> Chart:
         "Error beside torch's own", label,
         "max|x − float64| / max|torch − float64|; one mark per tensor, exact ones at the left edge",
         list(groups.items()), limit=2.0, directions=("allowed", "beyond"),
+    )  # fmt: skip
+
+
+def precision(frame: pd.DataFrame, label: str) -> Chart:
+    """Errors of ``tables.precision`` beside what the filters add: a row for each beta and form."""
+    groups = []
+    for tensor, part in frame.groupby("tensor", sort=False):
+        rows = []
+        for beta, of in part.groupby("beta"):
+            for form in ("materialised", "split"):
+                values = of[form].dropna()
+                if len(values):
+                    points = [(float(value), form) for value in values]
+                    rows.append(Row(f"β = {beta:g}, {form}", points, None, f"{values.max():.1e}"))
+        groups.append((str(tensor), rows))
+    return Chart(
+        "What bfloat16 leaves of the filters", label,
+        "max|y − float64| / max|conv(x, β u)|; at 1 the error is as large as all that the filters add",
+        [(heading, rows) for heading, rows in groups if rows], unit="",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from reports.report import Report
 
 def headline(report: Report) -> list[str]:
     """The report in a few sentences, the most important first."""
-    parts = (_times, _why_not, _accuracy, _compiled, _not_run)
+    parts = (_times, _why_not, _accuracy, precision, _moved, _compiled, _not_run)
     return [text for text in (part(report) for part in parts) if text]
 
 
@@ -42,6 +42,34 @@ def _accuracy(report: Report) -> str:
     if failed:
         return f"{failed} of {checks} comparisons with float64 failed."
     return f"All {checks} comparisons with float64 passed."
+
+
+def precision(report: Report) -> str:
+    """How much closer the split form is at the smallest beta, before and after the output is rounded."""
+    frame = report.precision.dropna(subset=["times_closer"])
+    if frame.empty:
+        return ""
+    frame = frame[frame["beta"] == frame["beta"].min()]
+    said = []
+    for tensor, of in frame.groupby("tensor", sort=False):
+        low, high = of["times_closer"].min(), of["times_closer"].max()
+        times = f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
+        said.append(f"{times} times ({tensor})")
+    return (
+        f"In bfloat16 at β = {frame['beta'].iloc[0]:g} the split form is closer to float64 than the materialised "
+        f"form by {', '.join(said)}."
+    )
+
+
+def _moved(report: Report) -> str:
+    """Bytes that compiled weight preparations move."""
+    good = report.moved.dropna(subset=["worst_over_least"])
+    if good.empty:
+        return ""
+    return (
+        f"Compiled weight preparations move at most {good['worst_over_least'].max():.3f} times the least bytes, on "
+        f"{good['target'].nunique()} GPU targets."
+    )
 
 
 def _compiled(report: Report) -> str:

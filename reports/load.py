@@ -1,8 +1,9 @@
-"""Reading results files: two kinds of JSON in, four checked pandas frames out.
+"""Reading results files: two kinds of JSON in, checked pandas frames out.
 
 Accepted are the JSON of pytest-benchmark with the keys that bench adds (``environment``, ``accuracy``,
-``not_run``; ``extra_info`` in every benchmark) and the tables of bench.compile (``"kind": "compile"``), of
-default kernels or, where rows name their ``tile``, of main loops beside a plain GEMM's. Optional keys may be
+``not_run``, ``counted``; ``extra_info`` in every benchmark) and the tables of bench.compile (``"kind":
+"compile"``), of default kernels or, where rows name their ``tile``, of main loops beside a plain GEMM's or, where
+they have ``moved_over_least``, of the bytes that the weight preparation moves. Optional keys may be
 missing: text columns then hold "", numbers NaN. What is needed and missing is a :class:`ReportError`.
 """
 
@@ -33,11 +34,21 @@ BENCHMARK_COLUMNS = {
 ACCURACY_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
     "tensor": TEXT, "executed_by": TEXT, "error": NUMBER, "scale": NUMBER, "torch_error": NUMBER,
-    "passed": TRUTH, "problem": OTHER,
+    "passed": TRUTH, "problem": OTHER, "beta": NUMBER, "filters_scale": NUMBER,
 }  # fmt: skip
 NOT_RUN_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
     "reason": TEXT,
+}  # fmt: skip
+COUNTED_COLUMNS = {
+    "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
+    "launches": NUMBER, "bytes": NUMBER, "least_bytes": NUMBER, "counted_by": TEXT, "label": TEXT,
+}  # fmt: skip
+MOVED_COLUMNS = {
+    "run": NUMBER, "kernel": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "target": TEXT, "gpu": TEXT,
+    "ok": TRUTH, "error": TEXT, "launches": NUMBER, "reads_per_element": NUMBER, "writes_per_element": NUMBER,
+    "load_width": NUMBER, "store_width": NUMBER, "bytes_per_weight": NUMBER, "least_bytes_per_weight": NUMBER,
+    "moved_over_least": NUMBER, "spills": NUMBER, "label": TEXT,
 }  # fmt: skip
 COMPILED_COLUMNS = {
     "run": NUMBER, "kernel": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "target": TEXT, "gpu": TEXT,
@@ -56,7 +67,8 @@ class ReportError(Exception):
 class Results:
     """Everything the files hold. ``run`` in each frame is an index into ``runs``.
 
-    ``loops`` has the columns of ``compiled``: the table of main loops at equal tiles.
+    ``loops`` has the columns of ``compiled``: the table of main loops at equal tiles. ``counted``: launches and
+    bytes of calls; ``moved``: bytes of compiled kernels.
     """
 
     runs: list[dict[str, Any]]  # file, kind ("results", "compile"), environment
@@ -65,6 +77,8 @@ class Results:
     not_run: pd.DataFrame
     compiled: pd.DataFrame
     loops: pd.DataFrame
+    counted: pd.DataFrame
+    moved: pd.DataFrame
 
 
 def load(paths: Iterable[Path]) -> Results:
@@ -89,6 +103,8 @@ def load(paths: Iterable[Path]) -> Results:
         "not_run": NOT_RUN_COLUMNS,
         "compiled": COMPILED_COLUMNS,
         "loops": COMPILED_COLUMNS,
+        "counted": COUNTED_COLUMNS,
+        "moved": MOVED_COLUMNS,
     }
     results = Results(runs, **{name: _frame(rows.get(name, []), kinds) for name, kinds in columns.items()})
     _refuse_duplicates(results)
@@ -140,13 +156,16 @@ def _result_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict[
         _need(path, f"{where}: stats", stats, "data")
         benchmarks.append({**info, "samples": _samples(path, where, stats["data"])})
     accuracy, not_run = _objects(path, content, "accuracy"), _objects(path, content, "not_run")
+    counted = _objects(path, content, "counted")
+    for index, row in enumerate(counted):
+        _need(path, f"counted[{index}]", row, "suite", "contender", "launches")
     for index, row in enumerate(accuracy):
         _need(path, f"accuracy[{index}]", row, "suite", "contender", "passed")
     for index, row in enumerate(not_run):
         _need(path, f"not_run[{index}]", row, "reason")
     if not (benchmarks or accuracy or not_run):
         raise ReportError(f"{path}: holds no benchmark, no accuracy check and nothing that was not run")
-    return {"benchmarks": benchmarks, "accuracy": accuracy, "not_run": not_run}
+    return {"benchmarks": benchmarks, "accuracy": accuracy, "not_run": not_run, "counted": counted}
 
 
 def _compile_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -156,8 +175,9 @@ def _compile_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict
     for index, row in enumerate(rows):
         _need(path, f"rows[{index}]", row, "kernel", "target", "ok")
     return {
-        "compiled": [row for row in rows if "tile" not in row],
+        "compiled": [row for row in rows if not {"tile", "moved_over_least"} & row.keys()],
         "loops": [row for row in rows if "tile" in row],
+        "moved": [row for row in rows if "moved_over_least" in row],
     }
 
 

@@ -26,6 +26,8 @@ def charts(report: Report) -> dict[str, list[chart.Chart]]:
     drawn = {"overview": [drawing for drawing in (first, pooled) if drawing]}
     errors = figures.accuracy(tables.with_error_ratios(report.results), "measured against float64")
     drawn["accuracy"] = [errors] if errors else []
+    forms = figures.precision(report.precision, "measured on the CPU against float64, one mark per net")
+    drawn["precision"] = [forms] if forms else []
     kernels = figures.compiled(report.results.compiled, counted)
     drawn["compiled"] = [kernels] if kernels else []
     floors = figures.loops(report.results.loops, _counted(report))
@@ -95,6 +97,19 @@ def kernels(report: Report) -> list[dict[str, Any]]:
 def loops(report: Report) -> list[dict[str, Any]]:
     """For each target: a matrix of kernels and layers by tiles."""
     return [_matrix(part, ["kernel", "layer", "dtype"], "tile") for _, part in _each(report.results.loops, "target")]
+
+
+def counted(report: Report) -> list[dict[str, Any]]:
+    """For each suite, pass and type: contenders by nets, in each cell launches and bytes over the least."""
+    found = []
+    for (_, suite, direction, dtype), part in report.counted.groupby(["run", "suite", "pass", "dtype"], sort=False):
+        nets = list(dict.fromkeys(part["net"]))
+        rows = []
+        for (contender, how), of in part.groupby(["contender", "counted_by"], sort=False):
+            cells = {row["net"]: row for row in of.to_dict("records")}
+            rows.append({"contender": contender, "how": how, "cells": [cells.get(net) for net in nets]})
+        found.append({"suite": suite, "pass": direction, "dtype": dtype, "nets": nets, "rows": rows})
+    return found
 
 
 def failed_checks(report: Report) -> list[dict[str, Any]]:

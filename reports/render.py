@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import chart, page, tables, verdict
-from reports.headline import headline
+from reports.headline import headline, precision
 from reports.report import Report
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -52,6 +52,9 @@ def render(report: Report) -> dict[str, str]:
         "extremes": page.extremes(report),
         "suites": page.suites(report),
         "accuracy": _records(report.accuracy),
+        "precision": precision(report),
+        "counted": page.counted(report),
+        "moved": _records(report.moved),
         "failed_checks": page.failed_checks(report),
         "broken": _records(report.broken),
         "unchecked": page.unchecked(report),
@@ -93,6 +96,10 @@ def csv(report: Report) -> dict[str, str]:
         "compiled": results.compiled,
         "compiled_summary": report.compiled,
         "loops": results.loops,
+        "precision": report.precision,
+        "counted": report.counted,
+        "bytes": results.moved,
+        "bytes_summary": report.moved,
         "not_run": results.not_run,
     }
     return {name: _whole_runs(frame).to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}

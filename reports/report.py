@@ -23,6 +23,9 @@ class Report:
     compiled: pd.DataFrame
     broken: pd.DataFrame  # kernels that do not compile or spill
     not_run: pd.DataFrame
+    precision: pd.DataFrame  # the two forms of the Dirac convolution in bfloat16
+    counted: pd.DataFrame  # launches and bytes of whole calls
+    moved: pd.DataFrame  # bytes of compiled weight preparations
     margin: float
 
 
@@ -40,5 +43,8 @@ def build(
         tables.compiled(results),
         tables.broken(results),
         tables.not_run(results),
+        tables.precision(results),
+        tables.counted(results),
+        tables.moved(results),
         margin,
     )

@@ -71,6 +71,57 @@ def with_error_ratios(results: Results) -> pd.DataFrame:
     )
 
 
+def precision(results: Results) -> pd.DataFrame:
+    """Per net, layer, tensor and beta: both forms' errors as a part of what the filters add, and their ratio.
+
+    ``times_closer`` is materialised / split.
+    """
+    frame = results.accuracy.dropna(subset=["beta", "filters_scale"])
+    frame = frame.assign(part=frame["error"] / frame["filters_scale"])
+    rows = []
+    by = ["run", "net", "layer", "dtype", "tensor", "beta"]
+    for key, of in frame.groupby(by, sort=False):
+        parts = dict(zip(of["contender"], of["part"], strict=True))
+        found = {form: parts.get(form, np.nan) for form in ("materialised", "split")}
+        closer = found["materialised"] / found["split"] if found["split"] else np.nan
+        rows.append(dict(zip(by, key, strict=True)) | found | {"times_closer": closer})
+    return pd.DataFrame(rows, columns=[*by, "materialised", "split", "times_closer"])
+
+
+def counted(results: Results) -> pd.DataFrame:
+    """Launches and bytes of whole calls; ``over_least`` is bytes / least_bytes."""
+    frame = results.counted
+    return frame.assign(over_least=frame["bytes"] / frame["least_bytes"])
+
+
+def moved(results: Results) -> pd.DataFrame:
+    """Per kernel, target and type: bytes moved over the least, over all layers and nets.
+
+    ``width`` is the narrowest access to a tile, in bytes a thread; ``launches`` those of each net.
+    """
+    rows = []
+    by = ["run", "kernel", "target", "gpu", "dtype"]
+    for key, part in results.moved.groupby(by, sort=False):
+        good = part[part["ok"]]
+        nets = good.groupby("net", sort=False)["launches"].sum()
+        rows.append(
+            dict(zip(by, key, strict=True))
+            | {
+                "kernels": len(part),
+                "compile": len(good),
+                "over_least": good["moved_over_least"].min(),
+                "worst_over_least": good["moved_over_least"].max(),
+                "width": good[["load_width", "store_width"]].min(axis=None) if len(good) else np.nan,
+                "spill": int((good["spills"] > 0).sum()),
+                "launches": ", ".join(f"{net} {count:.0f}" for net, count in nets.items()),
+            }
+        )
+    return pd.DataFrame(
+        rows,
+        columns=[*by, "kernels", "compile", "over_least", "worst_over_least", "width", "spill", "launches"],
+    )
+
+
 def compiled(results: Results) -> pd.DataFrame:
     """Per kernel and target: how many compile, how many spill, and the ranges of what they use."""
     rows = []

@@ -31,6 +31,7 @@ DEFAULT_MARGIN = 0.03  # run-to-run drift of clocks and placement, which no inte
 # The first that was timed; suites that are not named here take the first of OTHER_BASELINES.
 BASELINES = {
     "weight_prep": ("weight_norm", "reference"),
+    "weight_prep_nets": ("weight_norm", "reference"),
     "conv": ("cudnn", "torch"),
     "dirac_block": ("reference",),
 }
