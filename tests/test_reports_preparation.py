@@ -128,8 +128,8 @@ def test_page_and_summary_show_them(report):
     html, summary = files["index.html"], files["summary.md"]
     for text in (
         'id="preparation"',
-        "<b>48</b> launches",
-        "<b>1</b> launch<",
+        "<b>48</b><small>",
+        "<b>1</b><small>",
         "2.500× the least bytes",
         "1.0010–1.2500",
     ):
