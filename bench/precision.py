@@ -7,7 +7,7 @@ Errors are max |y - y64|, against float64 on the same bfloat16 image and float32
 a part of max |conv(x, beta * u)|, what the filters add to the output:
 
     output before rounding   y as the float32 accumulators hold it: what the form itself costs
-    output                   y as bfloat16: its own rounding, 2^-9 |y|, comes on top and is the same for both
+    output in bfloat16       y rounded: 2^-9 |y| comes on top, the same for both forms
 
 On the CPU, in torch operations: bfloat16 operands, float32 products and sums. (Triton's interpreter cuts off
 where a GPU rounds.)
@@ -33,7 +33,7 @@ SUITE = "precision"
 BETAS = (0.01, 0.1, 1.0)
 FORMS = ("materialised", "split")
 BATCH = 2
-UNROUNDED, ROUNDED = "output before rounding", "output"
+UNROUNDED, ROUNDED = "output before rounding", "output in bfloat16"
 
 
 def chosen_layers() -> list[Layer]:
