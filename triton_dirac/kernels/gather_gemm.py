@@ -19,9 +19,9 @@ import triton.language as tl
 
 from triton_dirac.kernels.implicit_gemm import (
     axis_taps,
-    bias_and_identity,
     clip_taps,
     dot,
+    identity,
     most_taps,
     next_tap,
     one_bit,
@@ -252,11 +252,11 @@ def gather_gemm(
         weight += (group * K + tile_n * BLOCK_N).to(tl.int64) * (R * S * C) + (tap_r * S + tap_s) * TAP
     source_row = source + ((n * H + h) * W + w) * PIXEL + group * C
     source_a = STEP_H * W * PIXEL
-    acc = bias_and_identity(
+    acc = identity(
         n, i * EVERY_I + phase_h, j * EVERY_J + phase_w, row_ok, column, group,
-        source, bias, alpha, H, W, pad_h, pad_w,
+        source, alpha, H, W, pad_h, pad_w,
         C, K, R, S, GROUPS, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
-        DGRAD, BIAS, IDENTITY, ALPHA_STRIDE, BLOCK_M, BLOCK_N,
+        DGRAD, IDENTITY, ALPHA_STRIDE, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if C % BLOCK_K == 0 or BATCH_ORDER or EVERY_I * EVERY_J > 1:
         acc = sum_taps_fastest(
@@ -286,4 +286,4 @@ def gather_gemm(
         target += (tile_m * BLOCK_M).to(tl.int64) * (K * GROUPS)
         pixel = tl.arange(0, BLOCK_M)
         row_ok = tile_m * BLOCK_M + pixel < N * P * Q
-    store(acc, pixel, row_ok, column, group, target, K, GROUPS, RELU)
+    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, RELU)

@@ -148,22 +148,20 @@ def dot(x, y, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def bias_and_identity(
+def identity(
     n, h, w, row_ok, column, group,
-    source, bias, alpha, H, W, pad_h, pad_w,
+    source, alpha, H, W, pad_h, pad_w,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GROUPS: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    DGRAD: tl.constexpr, BIAS: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
+    DGRAD: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """bias[column] + alpha[filter] * source[n, centre tap of (h, w), column], which the sum over taps starts from.
+    """alpha[filter] * source[n, centre tap of (h, w), column] (or zeros), from which the sum over taps starts.
 
     ``n``, ``h`` and ``w`` are the tile's target pixels, ``column`` counts within the group. Added after the
-    sum, the identity's values would need registers beside the accumulators': 128x128 tiles of 4 warps spill.
+    sum, these values would need registers beside the accumulators': 128x128 tiles of 4 warps spill.
     """
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    if BIAS:
-        acc += tl.load(bias + group * K + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
     if IDENTITY:
         has_identity = column < min(C, K)
         # alpha belongs to the convolution's filters: of those dgrad has C a group.
@@ -182,12 +180,21 @@ def bias_and_identity(
 
 
 @triton.jit
-def store(acc, pixel, row_ok, column, group, target, K: tl.constexpr, GROUPS: tl.constexpr, RELU: tl.constexpr):
-    """target[pixel, column] = relu?(acc); ``pixel`` counts from ``target``, ``column`` within the group."""
+def store(
+    acc, pixel, row_ok, column, group, target, bias,
+    K: tl.constexpr, GROUPS: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """target[pixel, column] = relu?(acc + bias[column]); ``pixel`` counts from ``target``.
+
+    The bias comes last: with the identity first, each thread never holds alpha and bias of all its columns at once.
+    """
+    channel = group * K + column
+    if BIAS:
+        acc += tl.load(bias + channel, mask=column < K, other=0.0).to(tl.float32)[None, :]
     if RELU:
         acc = tl.where(acc < 0, 0.0, acc)  # keeps NaN, as torch does
     tl.store(
-        target + pixel[:, None] * (K * GROUPS) + (group * K + column)[None, :],
+        target + pixel[:, None] * (K * GROUPS) + channel[None, :],
         acc.to(target.dtype.element_ty),
         mask=row_ok[:, None] & (column < K)[None, :],
     )

@@ -15,9 +15,9 @@ import triton.language as tl
 
 from triton_dirac.kernels.implicit_gemm import (
     axis_taps,
-    bias_and_identity,
     clip_taps,
     dot,
+    identity,
     next_tap,
     program_tile,
     store,
@@ -69,11 +69,11 @@ def tile_gemm(
     source += image.to(tl.int64) * H * W * (C * GROUPS)
     target += image.to(tl.int64) * P * Q * (K * GROUPS)
     column = first_column + tl.arange(0, BLOCK_N)
-    acc = bias_and_identity(
+    acc = identity(
         n, target_h, target_w, row_ok, column, group,
-        source, bias, alpha, H, W, pad_h, pad_w,
+        source, alpha, H, W, pad_h, pad_w,
         C, K, R, S, GROUPS, 1, 1, DILATION_H, DILATION_W,
-        DGRAD, BIAS, IDENTITY, ALPHA_STRIDE, BLOCK_M, BLOCK_N,
+        DGRAD, IDENTITY, ALPHA_STRIDE, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     first, row_ends, end = tap_walk(taps_h, taps_w, R, S)
     tap = first
@@ -120,4 +120,4 @@ def tile_gemm(
             a = tl.where(last, 0, tl.where(row_end, a + 1, a))
             c = tl.where(last, c + BLOCK_K, c)
 
-    store(acc, (n * P + target_h) * Q + target_w, row_ok, column, group, target, K, GROUPS, RELU)
+    store(acc, (n * P + target_h) * Q + target_w, row_ok, column, group, target, bias, K, GROUPS, BIAS, RELU)
