@@ -86,16 +86,12 @@ def test_wrong_arguments_of_dirac_weight():
         td.dirac_weight(WEIGHT[:, :, 0, 0], ALPHA, BETA)
     with pytest.raises(TypeError, match=r"dtype must be a floating-point dtype, got torch\.int32"):
         td.dirac_weight(WEIGHT, ALPHA, BETA, dtype=torch.int32)
-    with pytest.raises(
-        ValueError, match=r"memory_format of a 4-D weight must be .* got torch\.channels_last_3d"
-    ):
+    with pytest.raises(ValueError, match=r"memory_format of a 4-D weight must be .* got torch\.channels_last_3d"):
         td.dirac_weight(WEIGHT, ALPHA, BETA, memory_format=torch.channels_last_3d)
 
 
 def test_float64_on_triton_says_what_takes_it():
-    with pytest.raises(
-        TypeError, match=r"backend 'triton' takes .* got torch.float64 \(backend 'torch' takes it\)"
-    ):
+    with pytest.raises(TypeError, match=r"backend 'triton' takes .* got torch.float64 \(backend 'torch' takes it\)"):
         td.conv2d(IMAGE.double(), WEIGHT.double(), backend="triton")
 
 
@@ -106,9 +102,7 @@ def test_triton_on_a_cpu_says_how_to_get_it():
         "td.conv2d(torch.randn(1, 1, 3, 3), torch.randn(1, 1, 3, 3), backend='triton')"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 1
     assert "RuntimeError: backend 'triton' cannot run on cpu" in result.stderr
     assert "TRITON_INTERPRET=1" in result.stderr

@@ -183,7 +183,7 @@ def test_auto_takes_what_measured_faster_for_each_pass(chosen, monkeypatch):
     geometry = ((1, 2), (1, 1, 0, 2), (1, 1), 1)
     image, weight = image_and_weight(1, torch.float32, True)
     alpha = torch.randn(6, requires_grad=True)
-    output = ops.conv2d(image, weight, None, alpha, *geometry, True, "ieee", True)
+    output = ops.conv2d(image, weight, None, alpha, *geometry, True, "default", True)
     assert output.is_contiguous(memory_format=torch.channels_last)
     grad = torch.randn(output.shape)
     results = (output, *torch.autograd.grad(output, (image, weight, alpha), grad))
@@ -197,7 +197,7 @@ def test_auto_takes_what_measured_faster_for_each_pass(chosen, monkeypatch):
         strict=True,
     ):
         assert_as_good_as_torch(f"{chosen} {name}", mine.detach(), theirs.detach())
-    assert asked == ["conv_fprop backend", "conv_dgrad backend", "conv_wgrad backend"]
+    assert asked == ["conv_fprop+alpha+relu backend", "conv_dgrad+alpha backend", "conv_wgrad backend"]
 
 
 def test_a_repeated_layer_is_replayed_with_the_tensors_of_the_moment(monkeypatch):
@@ -218,10 +218,85 @@ def test_a_repeated_layer_is_replayed_with_the_tensors_of_the_moment(monkeypatch
         output.sum().backward()
     assert len(replays) == 2
     with pytest.raises(ValueError, match="activation must be None or 'relu', got 'gelu'"):
-        td.dirac_conv2d(
-            images[0], layers[0].weight, layers[0].alpha, layers[0].beta, padding=1, activation="gelu"
-        )
+        td.dirac_conv2d(images[0], layers[0].weight, layers[0].alpha, layers[0].beta, padding=1, activation="gelu")
     contiguous = torch.randn(1, 3, 4, 4)  # must be copied, so it cannot be replayed
     for _ in range(2):
         layers[0](contiguous)
     assert len(replays) == 2
+
+
+def dirac_tensors(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(1, 3, 4, 4), (4, 3, 3, 3), (4,), (4,)]
+    image, *rest = (torch.randn(shape, generator=generator) for shape in shapes)
+    return [image.to(memory_format=torch.channels_last), *rest]
+
+
+def test_a_call_with_one_tensor_twice_is_not_replayed_for_two():
+    """Which of the two an argument was cannot be told from it."""
+    image, weight, alpha, beta = dirac_tensors()
+    for a, b in [(alpha, alpha), (alpha, beta), (alpha, beta)]:
+        output = td.dirac_conv2d(image, weight, a, b, padding=1, backend="triton", precision="ieee")
+        expected = reference.dirac_conv2d(*(t.double() for t in (image, weight, a, b)), padding=1)
+        assert_as_good_as_torch("output", output, expected)
+
+
+def test_a_warm_call_answers_like_a_cold_one_to_forward_mode_and_wrong_groups():
+    tensors = dirac_tensors()
+    for _ in range(2):
+        td.dirac_conv2d(*tensors, padding=1, backend="triton")
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(tensors[0], torch.ones_like(tensors[0]))
+        with pytest.raises(RuntimeError, match="backend 'triton' has no rules"):
+            td.dirac_conv2d(dual, *tensors[1:], padding=1, backend="triton")
+    for groups in ([1], 1.0):
+        with pytest.raises(ValueError, match="groups must be a positive integer"):
+            td.dirac_conv2d(*tensors, padding=1, groups=groups, backend="triton")
+
+
+def test_a_view_with_the_negative_bit_is_read_with_its_sign():
+    image, weight, *_ = dirac_tensors()
+    negative = torch._neg_view(image)
+    assert_as_good_as_torch(
+        "output",
+        td.conv2d(negative, weight, padding=1, backend="triton", precision="ieee"),
+        -torch.nn.functional.conv2d(image.double(), weight.double(), padding=1),
+    )
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_symbolic_tracing_outside_the_compiler(backend):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    tensors = dirac_tensors()
+
+    def run(*tensors):
+        return td.dirac_conv2d(*tensors, padding=1, backend=backend)
+
+    graph = make_fx(run, tracing_mode="symbolic")(*tensors)
+    assert_as_good_as_torch("traced", graph(*tensors), td.dirac_conv2d(*tensors, padding=1).double())
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_autocast_is_the_same_compiled(backend):
+    torch._dynamo.reset()
+    image, weight = torch.full((1, 1, 1, 1), -1.0), torch.ones(1, 1, 1, 1)
+    bias = torch.full((1,), 1.003)
+
+    def run(x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return td.conv2d(x, weight, bias, backend=backend)
+
+    assert torch.equal(run(image), torch.compile(run, fullgraph=True, backend="aot_eager")(image))
+
+
+def test_auto_takes_float32_bias_to_cudnn_and_keeps_an_explicit_precision(monkeypatch):
+    monkeypatch.setattr(conv, "choose", lambda *args, **options: "torch")
+    image, weight, *_ = dirac_tensors()
+    geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    bias = torch.randn(4)
+    output = ops.conv2d(image.bfloat16(), weight.bfloat16(), bias, None, *geometry, False, "default", True)
+    assert output.dtype == torch.bfloat16
+    other = "ieee" if conv._launched_precision("default", image) == "tf32" else "tf32"
+    monkeypatch.setattr(conv, "choose", lambda *args, **options: pytest.fail("torch multiplies otherwise"))
+    ops.conv2d(image, weight, bias, None, *geometry, False, other, True)

@@ -1,6 +1,7 @@
 """One launch for a whole network gives the numbers of one launch a layer."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -39,10 +40,7 @@ def test_dirac_weights_are_dirac_weight_of_each(options, backend):
         own = dict(options)
         if own.pop("memory_format", None):
             formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-            return [
-                td.dirac_weight(*x, memory_format=formats.get(x[0].dim()), backend=backend, **own)
-                for x in layers
-            ]
+            return [td.dirac_weight(*x, memory_format=formats.get(x[0].dim()), backend=backend, **own) for x in layers]
         return [td.dirac_weight(*x, backend=backend, **own) for x in layers]
 
     (outputs, grads), (expected, expected_grads) = (
@@ -172,3 +170,49 @@ def test_weights_are_fresh_after_an_optimiser_step():
         with torch.no_grad():
             net.alpha.add_(1)
         assert not torch.equal(net(image), before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_copies_made_in_the_block_are_on_their_own(backend):
+    net = torch.nn.Sequential(td.DiracConv2d(3, 3, 3, padding=1, backend=backend))
+    image = torch.randn(1, 3, 4, 4)
+    with prepared(net):
+        net(image)
+        twin = copy.deepcopy(net)
+        pickle.loads(pickle.dumps(net))
+    with torch.no_grad():
+        twin[0].weight.neg_()
+    twin(image).sum().backward()
+    assert twin[0].weight.grad is not None
+    assert net[0].prepared is None
+    fresh = td.DiracConv2d(3, 3, 3, padding=1, backend=backend)
+    fresh.load_state_dict(twin[0].state_dict())
+    assert torch.equal(twin(image), fresh(image))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_filters_are_not_used_for_other_parameters_than_they_were_made_of(backend):
+    net = torch.nn.Sequential(td.DiracConv2d(3, 3, 3, padding=1, backend=backend))
+    image = torch.randn(1, 3, 4, 4)
+    with prepared(net):
+        net(image)
+        with torch.no_grad():
+            net[0].beta.mul_(2)
+        inside = net[0](image)
+        with torch.no_grad():
+            net(image)
+        net[0](image).sum().backward()  # filters prepared without a graph must not be taken for these
+    assert net[0].weight.grad is not None
+    assert torch.equal(inside, net[0](image))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unused_and_frozen_layers_are_left_alone(backend):
+    layers = [tuple(t.requires_grad_() for t in layer) for layer in random_layers([(3, 2, 3)] * 3)]
+    frozen = tuple(t.detach() for t in layers[1])
+    used, still, unused = td.dirac_weights([layers[0], frozen, layers[2]], backend=backend)
+    assert not still.requires_grad
+    assert unused.requires_grad
+    (used * torch.randn_like(used)).sum().backward()
+    assert all(t.grad is not None for t in layers[0])
+    assert all(t.grad is None for t in (*frozen, *layers[2]))

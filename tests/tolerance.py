@@ -28,14 +28,10 @@ def assert_as_good_as_torch(
     ``atol`` defaults to the dtype's rounding times the largest expected value. Shapes must agree; NaN never
     equals NaN. ``name`` says in the message what was wrong.
     """
-    assert actual.shape == expected.shape, (
-        f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    )
+    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     scale = expected.abs().max().item() if expected.numel() else 0.0
     allowed = ABSOLUTE[actual.dtype] * scale if atol is None else atol
     if torch_result is not None:
         allowed += 2 * max_error(torch_result, expected)
     error = max_error(actual, expected)
-    assert error <= allowed, (
-        f"{name}: max error {error:.3e} exceeds {allowed:.3e} (largest expected value {scale:.3e})"
-    )
+    assert error <= allowed, f"{name}: max error {error:.3e} exceeds {allowed:.3e} (largest expected value {scale:.3e})"

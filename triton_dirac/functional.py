@@ -15,7 +15,7 @@ from torch import Tensor
 
 from triton_dirac import torch_backend
 from triton_dirac.problem import ConvProblem
-from triton_dirac.tracing import is_transformed
+from triton_dirac.tracing import is_plain, is_transformed
 
 try:
     from triton_dirac import ops
@@ -242,10 +242,11 @@ def dirac_conv2d(
     tensors = (input, weight, alpha, beta, bias)
     options = (stride, padding, dilation, groups, form, eps, activation, precision, backend)
     key = None
-    if (backend == "triton" or input.is_cuda) and ops is not None and not torch.compiler.is_compiling():
+    may_replay = (backend == "triton" or input.is_cuda) and ops is not None and type(groups) is int
+    if may_replay and not torch.compiler.is_compiling() and is_plain(*tensors):
         key = _steady_key(tensors, options)
         steady = _steady.get(key)
-        if steady is not None and ops.is_plain(*tensors):
+        if steady is not None:
             return ops.replay(tensors, steady)
 
     if form not in FORMS:
@@ -267,7 +268,8 @@ def dirac_conv2d(
         *(call.relu, call.precision, backend == "auto"),
     )
     output, steady = ops.dirac_conv2d(call.batched, *tensors[1:], settings)
-    if steady is not None and key is not None and call.batched is input:
+    capturing = input.is_cuda and torch.cuda.is_current_stream_capturing()  # picks are not settled in a capture
+    if steady is not None and key is not None and call.batched is input and not capturing:
         if len(_steady) >= _MOST_STEADY:
             _steady.clear()
         _steady[key] = steady
@@ -316,7 +318,8 @@ def _check_call(input, weight, bias, alpha, stride, padding, dilation, groups, a
         raise ValueError(f"input must have shape (N, C, H, W) or (C, H, W), got {tuple(input.shape)}")
     squeeze = input.dim() == 3
     batched = input.unsqueeze(0) if squeeze else input
-    resolve = _resolve.__wrapped__ if torch.compiler.is_compiling() else _resolve
+    traced = torch.compiler.is_compiling() or not is_plain(input, weight)  # sizes may be symbols, which have no hash
+    resolve = _resolve.__wrapped__ if traced else _resolve
     problem = resolve(
         tuple(batched.shape),
         tuple(weight.shape),
@@ -337,7 +340,6 @@ def _run(call: _Call, weight: Tensor, bias: Tensor | None, alpha: Tensor | None,
         geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
         output = ops.conv2d(call.batched, weight, bias, alpha, *geometry, call.relu, call.precision, auto)
     else:
-        bias = None if bias is None else bias.to(weight.dtype)
         output = torch_backend.conv2d(call.batched, weight, bias, alpha, problem, relu=call.relu)
     return output.squeeze(0) if call.squeeze else output
 

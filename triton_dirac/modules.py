@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
+
+
+class Prepared(NamedTuple):
+    """Filters made ahead of a forward pass, the identity term's alpha if it is not in them, and what they are of."""
+
+    filters: Tensor
+    alpha: Tensor | None
+    state: tuple
 
 
 class _DiracConv(nn.modules.conv._ConvNd):
@@ -94,8 +102,7 @@ class _DiracConv(nn.modules.conv._ConvNd):
         # "dirac": torch.nn.init.dirac_'s, version 2. "tiled": version 1's, I[k, c] = 1 where k = c modulo
         # min(K, C), so that x and -x, which NCReLU splits, meet again. Only loading a checkpoint sets it.
         self.identity = "dirac"
-        # (filters, alpha or None) while ``triton_dirac.prepared`` has made them for the coming forward pass.
-        self.prepared: tuple[Tensor, Tensor | None] | None = None
+        self.prepared: Prepared | None = None  # while ``triton_dirac.prepared`` is at work
         self.alpha = nn.Parameter(torch.full((out_channels,), ALPHA_START, device=device, dtype=dtype))
         self.beta = nn.Parameter(torch.full((out_channels,), BETA_START, device=device, dtype=dtype))
 
@@ -126,9 +133,15 @@ class _DiracConv(nn.modules.conv._ConvNd):
         """(filters, the identity term's alpha): prepared beforehand, or version 1's; None: still to be prepared."""
         if self.identity == "tiled":
             return self.effective_weight().to(input.dtype), None
-        if self.prepared is None or self.prepared[0].dtype != (autocast_dtype(input) or input.dtype):
+        ready = self.prepared
+        if ready is None or ready.filters.dtype != (autocast_dtype(input) or input.dtype):
             return None
-        return self.prepared
+        if ready.filters.device != input.device or ready.state != state_of(self):
+            return None
+        return ready.filters, ready.alpha
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "prepared": None}  # copies and saved models have filters of their own to prepare
 
     def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
         """(input, padding) with a padding mode other than zeros already applied."""
@@ -320,6 +333,12 @@ class DiracConv3d(_DiracConv, nn.Conv3d):
 
 
 # --- pieces -----------------------------------------------------------------------------------------------
+
+
+def state_of(layer: _DiracConv) -> tuple:
+    """What tells whether parameters are still those, and as they were, that filters were prepared from."""
+    tensors = (layer.weight, layer.alpha, layer.beta)
+    return torch.is_grad_enabled(), *((id(tensor), tensor._version) for tensor in tensors)
 
 
 def has_plain_parameters(layer: _DiracConv) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from triton_dirac.functional import autocast_dtype, dirac_weights, use_triton, uses_split
-from triton_dirac.modules import _DiracConv, has_plain_parameters
+from triton_dirac.modules import Prepared, _DiracConv, has_plain_parameters, state_of
 
 
 @contextmanager
@@ -35,13 +35,27 @@ def prepared(model: nn.Module) -> Iterator[nn.Module]:
     layers = [module for module in model.modules() if isinstance(module, _DiracConv)]
     if not layers:
         raise ValueError(f"model must contain Dirac convolutions, got {type(model).__name__} without any")
-    handle = model.register_forward_pre_hook(lambda module, inputs: _prepare(layers))
+    handle = model.register_forward_pre_hook(_Hook(model))
     try:
         yield model
     finally:
         handle.remove()
         for layer in layers:
             layer.prepared = None
+
+
+class _Hook:
+    """Prepares before ``model`` runs. Copies, of a model that is copied or saved in the block, do nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: nn.Module | None = model
+
+    def __call__(self, module: nn.Module, inputs: object) -> None:
+        if module is self.model:
+            _prepare([layer for layer in module.modules() if isinstance(layer, _DiracConv)])
+
+    def __getstate__(self) -> dict[str, None]:
+        return {"model": None}
 
 
 def _prepare(layers: Sequence[_DiracConv]) -> None:
@@ -64,4 +78,4 @@ def _prepare(layers: Sequence[_DiracConv]) -> None:
             backend="triton" if on_triton else "torch",
         )
         for layer, weight in zip(batch, weights, strict=True):
-            layer.prepared = (weight, layer.alpha if split else None)
+            layer.prepared = Prepared(weight, layer.alpha if split else None, state_of(layer))

@@ -215,6 +215,7 @@ def conv2d(
     """
     padding, sides = _own_padding(problem)
     padded = F.pad(image, sides) if sides else image
+    bias = None if bias is None else bias.to(weight.dtype)
     output = F.conv2d(padded, weight, bias, problem.stride, padding, problem.dilation, problem.groups)
     if alpha is not None:
         output = output + _identity_term(image, alpha, problem).to(output.dtype)

@@ -18,9 +18,9 @@ def is_transformed() -> bool:
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether the tensors are ordinary ones and nothing is tracing: the dispatcher has nothing to add."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._len_torch_dispatch_stack() or is_transformed():
         return False
     for tensor in tensors:  # noqa: SIM110 -- the generator of all() costs as much as the rest
-        if tensor is not None and type(tensor) not in _PLAIN:
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg()):
             return False
     return True

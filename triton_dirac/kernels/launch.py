@@ -54,20 +54,26 @@ def note(launch: Launch) -> None:
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """The launches that this thread runs inside."""
+    outer = getattr(_recorder, "launches", None)
     launches: list[Launch] = []
     _recorder.launches = launches
     try:
         yield launches
     finally:
-        _recorder.launches = None
+        _recorder.launches = outer
+        if outer is not None:
+            outer.extend(launches)
 
 
 def replayable(launch: Launch, tensors: Sequence[Tensor | None]) -> tuple[Launch, list[tuple[str, int]]] | None:
     """(the launch without its tensors, [(argument, index in ``tensors``)]) for running it again on others.
 
-    None if it holds a tensor that is not among ``tensors`` (a copy), or a tensor descriptor.
+    None if it holds a tensor that is not among ``tensors`` (a copy) or a tensor descriptor, or if two of
+    ``tensors`` are the same, which does not tell which of them an argument was.
     """
     places = {id(tensor): index for index, tensor in enumerate(tensors) if tensor is not None}
+    if len(places) < sum(tensor is not None for tensor in tensors):
+        return None
     rest, binding = {}, []
     for name, value in launch.args.items():
         if value is None or isinstance(value, (int, float)):

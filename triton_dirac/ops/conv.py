@@ -17,14 +17,16 @@ from triton_dirac.ops.register import (
     GEOMETRY,
     define,
     is_plain,
-    library,
     may_launch,
+    register_autocast,
     register_gradient,
     twin_gradient,
 )
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning.picks import choose
 from triton_dirac.tuning.targets import target_of
+
+Run = Callable[[], Tensor]
 
 
 @lru_cache(maxsize=4096)
@@ -66,21 +68,18 @@ def _launched_precision(precision: str, like: Tensor) -> str:
     return target_of(like.device).precision(precision)
 
 
-def _fastest(kernel: str, problem: ConvProblem, image: Tensor, precision: str, auto: bool, ours, torchs) -> Tensor:
-    """ours(), or torchs() (cuDNN) where ``auto`` may choose and it was measured to be faster for this problem."""
-    if not auto or precision not in ("ieee", _launched_precision("default", image)):
+def _fastest(
+    what: str, problem: ConvProblem, image: Tensor, precision: str, auto: bool, ours: Run, torchs: Run
+) -> Tensor:
+    """ours(), or torchs() (cuDNN) where ``auto`` may choose and it was measured to be faster for this problem.
+
+    torch multiplies as its own switch says, so it is a candidate only where that is the precision asked for.
+    """
+    if not auto or precision != _launched_precision("default", image):
         return ours()
     names = {"triton": ours, "torch": torchs}
-    name = choose(
-        f"{kernel} backend",
-        problem,
-        image.dtype,
-        image.device,
-        precision,
-        candidates=lambda: names,
-        default="triton",
-    )
-    return names[name]()
+    arguments = (f"{what} backend", problem, image.dtype, image.device, precision)
+    return names[choose(*arguments, candidates=lambda: names, default="triton")]()
 
 
 def run(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto):
@@ -94,7 +93,8 @@ def run(image, weight, bias, alpha, stride, padding, dilation, groups, relu, pre
         native = image.contiguous(memory_format=torch.channels_last)
         return torch_backend.conv2d(native, weight, bias, alpha, problem, relu=relu)
 
-    return _fastest("conv_fprop", problem, image, precision, auto, ours, torchs)
+    what = "conv_fprop" + "".join(f"+{name}" for name, on in (("alpha", alpha is not None), ("relu", relu)) if on)
+    return _fastest(what, problem, image, precision, auto, ours, torchs)
 
 
 def fake(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto):
@@ -113,7 +113,7 @@ def dgrad_run(grad, weight, alpha, image_shape, stride, padding, dilation, group
         native = grad.contiguous(memory_format=torch.channels_last)
         return torch_backend.conv_dgrad(native, weight, alpha, problem)
 
-    return _fastest("conv_dgrad", problem, grad, precision, auto, ours, torchs)
+    return _fastest("conv_dgrad" if alpha is None else "conv_dgrad+alpha", problem, grad, precision, auto, ours, torchs)
 
 
 def _dgrad_fake(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision, auto):
@@ -240,23 +240,11 @@ def _wgrad_flops(grad_shape, image_shape, weight_shape, *args, **kwargs) -> int:
     return flops(grad_shape, weight_shape)
 
 
-def _autocast(device_type: str) -> Callable:
-    """conv2d under autocast: image, weight and bias in the autocast dtype, alpha as it is (it scales in float32)."""
-    key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
-    guard = torch._C.DispatchKeySet(key)
-
-    def conv2d_autocast(image, weight, bias, alpha, *rest):
-        dtype = torch.get_autocast_dtype(device_type)
-        image, weight = image.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-        with torch._C._ExcludeDispatchKeyGuard(guard):
-            return _conv2d_op(image, weight, bias, alpha, *rest)
-
-    return conv2d_autocast
+def _conv_autocast(dtype: torch.dtype, image, weight, *rest) -> tuple:
+    return image.to(dtype), weight.to(dtype), *rest
 
 
-for _device_type in ("cuda", "cpu"):
-    library.impl("conv2d", _autocast(_device_type), f"Autocast{_device_type.upper()}")
+register_autocast("conv2d", _conv2d_op, _conv_autocast)
 
 
 class _Conv2d(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from triton_dirac.kernels.launch import Launch, recorded, replayable
 from triton_dirac.ops import conv, prep
-from triton_dirac.ops.register import GEOMETRY, define, is_plain, may_launch, register_gradient
+from triton_dirac.ops.register import GEOMETRY, define, is_plain, may_launch, register_autocast, register_gradient
 
 
 class Settings(NamedTuple):
@@ -109,6 +109,7 @@ def _backward(ctx, grad, *_):
 
 
 register_gradient("dirac_conv2d", _backward, _setup)
+register_autocast("dirac_conv2d", _dirac_conv2d, lambda dtype, image, *rest: (image.to(dtype), *rest))
 
 
 @register_flop_formula(torch.ops.triton_dirac.dirac_conv2d)

@@ -112,13 +112,20 @@ class _WeightPreps(torch.autograd.Function):
             groups=groups,
         )
         ctx.eps, ctx.identity, ctx.groups = eps, identity, groups
+        ctx.dtypes = [output.dtype for output in outputs]
         ctx.save_for_backward(*tensors, norms)
+        ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *grads):
         *tensors, norms = ctx.saved_tensors
         layers = _layers(tensors)
+        unused = [grad is None for grad in grads]
+        grads = [
+            torch.zeros(layer[0].shape, dtype=dtype, device=layer[0].device) if grad is None else grad
+            for grad, layer, dtype in zip(grads, layers, ctx.dtypes, strict=True)
+        ]
         if torch.is_grad_enabled():  # gradients of gradients: layer by layer, in operations torch differentiates
             gradients = [
                 backward_twin(grad, *layer, None, ctx.eps, ctx.identity, group)
@@ -128,7 +135,8 @@ class _WeightPreps(torch.autograd.Function):
             gradients = weight_prep_multi_backward(
                 grads, layers, norms, eps=ctx.eps, identity=ctx.identity, groups=ctx.groups
             )
-        return None, None, None, None, None, *(gradient for layer in gradients for gradient in layer)
+        found = [(None,) * 3 if absent else layer for absent, layer in zip(unused, gradients, strict=True)]
+        return None, None, None, None, None, *(gradient for layer in found for gradient in layer)
 
 
 def _layers(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -142,7 +150,21 @@ def may_batch(layers: Sequence[tuple[Tensor, ...]]) -> bool:
 
 def weight_preps(layers, eps, identity, dtype, channels_last, groups) -> list[Tensor]:
     """Prepared weights of all layers; ``channels_last`` None keeps each weight's layout."""
-    if not layers:
-        return []
+    trained = [torch.is_grad_enabled() and any(t.requires_grad for t in layer) for layer in layers]
+    if not any(trained):
+        return weight_prep_multi(
+            layers, eps=eps, identity=identity, dtype=dtype, channels_last=channels_last, groups=groups
+        )[0]
+    if not all(trained):  # frozen layers apart, or autograd would take their filters for trained ones
+        results: list[Tensor | None] = [None] * len(layers)
+        for want in (True, False):
+            places = [i for i, wants in enumerate(trained) if wants == want]
+            with torch.set_grad_enabled(want):
+                some = weight_preps(
+                    *([layers[i] for i in places], eps, identity, dtype, channels_last), [groups[i] for i in places]
+                )
+            for place, result in zip(places, some, strict=True):
+                results[place] = result
+        return results  # type: ignore[return-value]
     tensors = [tensor for layer in layers for tensor in layer]
     return list(_WeightPreps.apply(eps, identity, dtype, channels_last, tuple(groups), *tensors))

@@ -28,6 +28,19 @@ def register_gradient(name: str, backward: Callable, setup_context: Callable) ->
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=library)
 
 
+def register_autocast(name: str, op: Callable, cast: Callable[..., tuple]) -> None:
+    """Under autocast call ``op`` with ``cast(autocast dtype, *arguments)``; what is added in float32 stays so."""
+    for device_type in ("cuda", "cpu"):
+        key = f"Autocast{device_type.upper()}"
+        guard = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def run(*arguments, device_type=device_type, guard=guard):
+            with torch._C._ExcludeDispatchKeyGuard(guard):
+                return op(*cast(torch.get_autocast_dtype(device_type), *arguments))
+
+        library.impl(name, run, key)
+
+
 def twin_gradient(twin: Callable) -> tuple[Callable, Callable]:
     """(backward, setup_context) of an operator whose gradient is that of a torch function of equal arguments."""
 
@@ -37,6 +50,7 @@ def twin_gradient(twin: Callable) -> tuple[Callable, Callable]:
         ctx.save_for_backward(*(inputs[i] for i in ctx.places))
 
     def backward(ctx, *grads):
+        again = torch.is_grad_enabled()
         with torch.enable_grad():
             arguments = list(ctx.rest)
             for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
@@ -49,7 +63,7 @@ def twin_gradient(twin: Callable) -> tuple[Callable, Callable]:
                 [o for o, _ in pairs],
                 [arguments[place] for place in wanted],
                 [g for _, g in pairs],
-                create_graph=torch.is_grad_enabled(),
+                create_graph=again,
                 allow_unused=True,
             )
         result: list[Tensor | None] = [None] * len(arguments)
