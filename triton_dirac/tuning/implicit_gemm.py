@@ -66,11 +66,20 @@ _TENSOR_MEMORY = (
 )
 # float32 keeps its three-product and FMA forms in registers: at most 32 accumulators a thread.
 _FLOAT = (
-    Config(128, 64, 16, 8, 4, "batch", reason="wide layers"),
+    Config(128, 64, 32, 8, 3, "batch", reason="wide layers"),
     Config(128, 32, 16, 4, 4, "batch", reason="C = 80, K = 80 and 160"),
     Config(64, 64, 16, 8, 4, "batch", reason="batches of 64, small layers"),
     Config(128, 64, 32, 8, 3, "gather", reason="small batches"),
-    Config(64, 64, 32, 8, 3, "gather", reason="few pixels"),
+    Config(64, 64, 16, 4, 4, "gather", reason="few pixels"),
+    Config(64, 32, 16, 4, 4, "gather", reason="few pixels, 32 columns"),
+    Config(32, 32, 16, 4, 4, "gather", reason="one image of 7x7, or outputs of one pixel"),
+)
+_FLOAT_TENSOR_MEMORY = (
+    Config(128, 64, 16, 4, 4, "batch", reason="wide layers"),
+    Config(128, 32, 16, 8, 4, "batch", reason="C = 80, K = 80 and 160"),
+    Config(64, 64, 16, 8, 4, "batch", reason="batches of 64, small layers"),
+    Config(128, 64, 32, 8, 3, "gather", reason="small batches"),
+    Config(64, 64, 16, 8, 4, "gather", reason="few pixels"),
     Config(64, 32, 16, 4, 4, "gather", reason="few pixels, 32 columns"),
     Config(32, 32, 16, 4, 4, "gather", reason="one image of 7x7, or outputs of one pixel"),
 )
@@ -84,7 +93,7 @@ _ODD_HALF = (
 _ODD_FLOAT = (
     Config(128, 32, 16, 8, 3, "gather", reason="stems with 32 columns"),
     Config(64, 64, 16, 8, 3, "gather", reason="stems and odd channels"),
-    Config(64, 32, 16, 4, 3, "gather", reason="odd channels, few columns"),
+    Config(64, 32, 16, 4, 4, "gather", reason="odd channels, few columns"),
     Config(32, 32, 16, 4, 3, "gather", reason="few pixels"),
 )
 
@@ -153,7 +162,7 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target) -> list[Config]:
     if not vectors:
         chosen = _ODD_FLOAT if dtype.itemsize == 4 else _ODD_HALF
     elif dtype.itemsize == 4:
-        chosen = _FLOAT
+        chosen = _FLOAT_TENSOR_MEMORY if family(target) == "cuda:100" else _FLOAT
     else:
         gather = tuple(config for config in _HALF if config.loader == "gather")
         chosen = {
