@@ -24,7 +24,7 @@ from triton_dirac.problem import ConvProblem
 SUITE = "host_overhead"
 PROBLEM = ConvProblem(1, 8, 4, 4, 8, 3, 3, padding=(1, 1, 1, 1))
 CALLS, ROUNDS = 200, 25
-CONTENDERS = ("torch", "triton-conv2d", "triton-dirac_conv2d", "triton-DiracConv2d")
+CONTENDERS = ("torch", "conv2d", "dirac_conv2d", "DiracConv2d")
 
 
 @contextmanager
@@ -46,9 +46,9 @@ def calls_of(device: torch.device) -> dict[str, Callable[[], object]]:
     weight, alpha, beta = layer.weight, layer.alpha, layer.beta
     return {
         "torch": lambda: F.conv2d(image, weight, None, 1, 1),
-        "triton-conv2d": lambda: conv2d(image, weight, None, 1, 1, backend="triton"),
-        "triton-dirac_conv2d": lambda: dirac_conv2d(image, weight, alpha, beta, None, 1, 1, backend="triton"),
-        "triton-DiracConv2d": lambda: layer(image),
+        "conv2d": lambda: conv2d(image, weight, None, 1, 1, backend="triton"),
+        "dirac_conv2d": lambda: dirac_conv2d(image, weight, alpha, beta, None, 1, 1, backend="triton"),
+        "DiracConv2d": lambda: layer(image),
     }
 
 

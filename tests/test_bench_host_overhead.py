@@ -22,5 +22,5 @@ def test_what_is_timed_computes_the_convolution_it_says():
     """The calls, with their launches, give torch's numbers or the layer's."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     calls = suite.calls_of(device)
-    torch.testing.assert_close(calls["triton-conv2d"](), calls["torch"](), rtol=1e-2, atol=1e-2)
-    assert torch.equal(calls["triton-DiracConv2d"](), calls["triton-dirac_conv2d"]())
+    torch.testing.assert_close(calls["conv2d"](), calls["torch"](), rtol=1e-2, atol=1e-2)
+    assert torch.equal(calls["DiracConv2d"](), calls["dirac_conv2d"]())
