@@ -69,7 +69,7 @@ def tests(session: nox.Session) -> None:
     """The tests, a process for each core; without a GPU kernels run in Triton's interpreter. Arguments go to pytest."""
     # One thread each: the tests' tensors are too small to share.
     session.run(
-        *(lab(session), "-m", "pytest", "-n", "auto", "--dist", "loadfile", *session.posargs),
+        *(lab(session), "-m", "pytest", "-n", "auto", "--dist", "worksteal", *session.posargs),
         env={"OMP_NUM_THREADS": "1"},
         external=True,
     )

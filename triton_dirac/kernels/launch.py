@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import triton
@@ -16,6 +18,16 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 # The interpreter puts its own functions into triton.language while a kernel runs: one kernel at a time.
 _INTERPRETER = threading.RLock()
 _recorder = threading.local()
+
+
+def _call(function: Callable[[], object]) -> None:
+    function()
+
+
+# CPython keeps frames in chunks of 16 KiB and returns a chunk to the system as soon as its first frame ends. Where the
+# interpreter's innermost calls straddle two chunks, that is a pair of system calls for every one of them: 587,037 in
+# 19 s of tests. A caller with a frame of 320 KiB gets a chunk of 512, whose rest holds all that the kernel calls.
+_with_room = FunctionType(_call.__code__.replace(co_stacksize=40_000), {})
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,12 @@ class Launch:
         note(self)
         if 0 in self.grid:
             return
-        with _INTERPRETER if INTERPRETED else nullcontext():
-            self.kernel[self.grid](**self.args, **tensors, **self.constexprs, **self.options)
+        launch = self.kernel[self.grid]
+        if not INTERPRETED:
+            launch(**self.args, **tensors, **self.constexprs, **self.options)
+            return
+        with _INTERPRETER:
+            _with_room(partial(launch, **self.args, **tensors, **self.constexprs, **self.options))
 
 
 def note(launch: Launch) -> None:
