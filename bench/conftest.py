@@ -33,7 +33,7 @@ def lab_of(config: pytest.Config) -> Lab:
         if not config.pluginmanager.hasplugin("benchmark"):
             raise pytest.UsageError("the suites need pytest-benchmark: pip install 'triton-dirac[bench]'")
         selection = Selection.of(config)
-        require_known("--nets", selection.nets, tuple(dict.fromkeys((*NETS, *networks.NETWORKS))))
+        require_known("--nets", selection.nets, tuple(NETS))
         nets = (net for net in NETS if chosen(net, selection.nets))
         require_known("--layers", selection.layers, [layer.name for net in nets for layer in layers(net)])
         names = [contender.name for contender in CONTENDERS] + [contender.name for contender in networks.CONTENDERS]

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import triton_dirac
+from bench import peers
+from bench.loaders import forced
 from bench.suite import Build, Contender, Results, Work, call_of
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
@@ -138,12 +140,20 @@ def _conv(convolve: Callable[..., Tensor], layout: torch.memory_format = LAST) -
     return build
 
 
+def _conv_forced(loader: str) -> Contender:
+    lacks, build = forced(loader)
+    return Contender(f"triton-{loader}", "triton", build, lacks)
+
+
 CONV = (
     Contender("torch", "cpu", _conv(F.conv2d)),
     Contender("torch-nchw", "cpu", _conv(F.conv2d, FIRST)),
     Contender("cudnn", "cudnn", _conv(F.conv2d)),
     Contender("cudnn-nchw", "cudnn", _conv(F.conv2d, FIRST)),
+    Contender("inductor", "inductor", peers.inductor, peers.inductor_lacks),
+    Contender("flag_gems", "flag_gems", peers.flag_gems, peers.flag_gems_lacks),
     Contender("triton", "triton", _conv(partial(triton_dirac.conv2d, backend="triton"))),
+    *(_conv_forced(loader) for loader in ("gather", "tile")),
     Contender("auto", "eager", _conv(partial(triton_dirac.conv2d, backend="auto"))),
 )
 

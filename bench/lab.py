@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import environment
+from bench import environment, peers
 from bench.accuracy import Error, check, failures
-from bench.layers import NETS, Layer, crop, layers
+from bench.layers import NETS, Layer, crop, shared_layers
 from bench.obstacles import Obstacle, has_cudnn, obstacle
-from bench.options import Selection, chosen
+from bench.options import CPU_DTYPES, DTYPES, Selection, chosen
 from bench.results import digits, sizes
 from bench.suite import STORAGE, Contender, Row, Suite, Work, float32_products
 from bench.timing import Call, Gpu, Samples, device_samples, record, wall_samples
@@ -56,19 +56,20 @@ class Lab:
 
     def rows(self, suite: Suite) -> Iterator[tuple[Layer, str, str, str]]:
         """(layer, dtype, pass, contender) of all that is selected."""
-        default = ("float32", "float16", "bfloat16") if self.on_gpu else ("float32", "float16")
+        asked = self.selection.dtypes or (DTYPES if self.on_gpu else CPU_DTYPES)
+        dtypes = [dtype for dtype in asked if suite.multiplies or dtype != "tf32"]
         for layer in self._layers(suite):
-            for dtype in self.selection.dtypes or default:
+            for dtype in dtypes:
                 for direction in suite.passes:
                     for contender in self._contenders(suite):
                         yield layer, dtype, direction, contender.name
 
     def _layers(self, suite: Suite) -> Iterator[Layer]:
-        for net in NETS:
-            if chosen(net, self.selection.nets):
-                for layer in layers(net, self.batch):
-                    if (layer.dirac or not suite.dirac_only) and chosen(layer.name, self.selection.layers):
-                        yield layer
+        """Each distinct layer once, however many of the nets have it."""
+        nets = (net for net in NETS if chosen(net, self.selection.nets))
+        for layer in shared_layers(nets, self.batch):
+            if (layer.dirac or not suite.dirac_only) and chosen(layer.name, self.selection.layers):
+                yield layer
 
     def _contenders(self, suite: Suite) -> list[Contender]:
         """Where cuDNN is torch's convolution, "torch" would only be another name for it."""
@@ -86,7 +87,7 @@ class Lab:
 
     def run(self, benchmark, suite: Suite, net: str, layer: str, dtype: str, direction: str, contender: str) -> None:
         """Give ``benchmark`` the samples of one contender in one row; else skip with the reason."""
-        found = next(known for known in layers(net, self.batch) if known.name == layer)
+        found = next(known for known in self._layers(suite) if (known.net, known.name) == (net, layer))
         who = next(known for known in suite.contenders if known.name == contender)
         row = Row(suite, found, dtype, direction)
         benchmark.group = f"{suite.name} {direction} {net} {layer} {dtype}"
@@ -116,6 +117,7 @@ class Lab:
         return {
             **row.names(contender),
             "count": row.layer.count,
+            "nets": dict(row.layer.counts),
             "problem": asdict(problem),
             "published_batch": row.layer.published_batch,
             "device": self.device.type,
@@ -156,7 +158,8 @@ class Lab:
                     outcomes[contender.name] = _out_of_memory(error)
                     continue
                 except Exception as error:  # its own test reports it; the others are measured all the same
-                    outcomes[contender.name] = error
+                    is_peer = contender.engine in peers.ENGINES
+                    outcomes[contender.name] = _breaks(error) if is_peer else error
                     continue
                 self._keep(row, contender, errors, "gpu" if self.on_gpu else "cpu", row.layer.problem)
                 if reason := failures(errors):
@@ -175,11 +178,13 @@ class Lab:
         return self._sampler(calls)
 
     def _check_on_crop(self, row: Row, contender: Contender) -> str | Exception | None:
-        """Check on a crop of the layer. What failed, or None.
+        """Check on a crop of the layer. What failed or why it could not be checked, or None.
 
         Equal crops are executed and recorded once; the record names the other layers under ``also``.
         """
         problem = crop(row.layer.problem)
+        if lacking := contender.lacks(problem, row.dtype, row.direction, self.device):
+            return f"no GPU, and no check of the {problem.C}-channel crop for Triton's interpreter: {lacking}"
         key = (row.suite.name, problem, row.dtype, row.direction, contender.name)
         if key in self._checked:
             errors, entries = self._checked[key]
@@ -228,6 +233,12 @@ class Checker:
     def errors(self, results: tuple[torch.Tensor, ...]) -> list[Error]:
         named = self._suite.named(self._work.direction, results)
         return check(named, self._truth, self._torch_errors, self._work.dtype)
+
+
+def _breaks(error: Exception) -> str:
+    """A peer's error in a line: what it cannot do is a reason in the report, and no failure of this project."""
+    first, *_ = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {first[:200]}"
 
 
 def _out_of_memory(error: torch.OutOfMemoryError) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -25,20 +25,31 @@ class Net:
 
 NETS = {
     "DiracNet-28-10": Net(lambda: models.diracnet(28, 10, 10), 32, 128),
+    "DiracNet-28-5": Net(lambda: models.diracnet(28, 5, 10), 32, 128),
     "DiracNet-34-2": Net(lambda: models.diracnet(34, 2, 10), 32, 128),
     "DiracNet-18": Net(models.diracnet18, 224, 256),
+    "DiracNet-34": Net(models.diracnet34, 224, 256),
 }
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One distinct convolution of a net; ``count`` is how often it occurs, ``dirac`` False for the stem."""
+    """One distinct convolution; ``counts`` is how often each net has it, ``dirac`` False for the stem."""
 
-    net: str
+    counts: Mapping[str, int] = field(hash=False)
     dirac: bool
-    count: int
     published_batch: int
     problem: ConvProblem
+
+    @property
+    def net(self) -> str:
+        """The nets that have it, e.g. ``DiracNet-18, DiracNet-34``"""
+        return ", ".join(self.counts)
+
+    @property
+    def count(self) -> int:
+        """How often it occurs in all of them."""
+        return sum(self.counts.values())
 
     @property
     def name(self) -> str:
@@ -55,7 +66,17 @@ def layers(net: str, batch: int | None = None) -> tuple[Layer, ...]:
         model = description.build()
     found = models.conv_problems(model, description.image_size, batch or description.batch)
     counts = Counter((kind == "dirac", problem) for _, kind, problem in found)
-    return tuple(Layer(net, dirac, count, description.batch, problem) for (dirac, problem), count in counts.items())
+    return tuple(Layer({net: count}, dirac, description.batch, problem) for (dirac, problem), count in counts.items())
+
+
+def shared_layers(nets: Iterable[str], batch: int | None = None) -> list[Layer]:
+    """The layers of several nets, each distinct convolution once: what two nets have in common is one Layer."""
+    merged: dict[tuple, Layer] = {}
+    for layer in (layer for net in nets for layer in layers(net, batch)):
+        key = (layer.dirac, layer.published_batch, layer.problem)
+        counts = {**merged[key].counts, **layer.counts} if key in merged else layer.counts
+        merged[key] = replace(layer, counts=counts)
+    return list(merged.values())
 
 
 def crop(problem: ConvProblem) -> ConvProblem:

@@ -20,17 +20,14 @@ import triton_dirac
 from bench import counting
 from bench.accuracy import Error, check, max_error
 from bench.contenders import delta_of, eager_weight, weight_norm_weight
-from bench.layers import NETS, Net
+from bench.layers import NETS
 from bench.suite import STORAGE, Results
 from triton_dirac import models, reference
 from triton_dirac.kernels import weight_prep
 from triton_dirac.kernels.launch import Launch
 
-NETWORKS = {
-    "DiracNet-28-10": NETS["DiracNet-28-10"],
-    "DiracNet-34-2": NETS["DiracNet-34-2"],
-    "DiracNet-34": Net(models.diracnet34, 224, 256),
-}
+# The widest, the narrowest and the deepest: a net takes a CPU half a minute, and the other two lie between these.
+NETWORKS = {name: NETS[name] for name in ("DiracNet-28-10", "DiracNet-34-2", "DiracNet-34")}
 SUITE = "weight_prep_nets"
 LAYER = "all Dirac layers"  # what stands for a layer's name in results
 PASSES = {"forward": ("output",), "forward_backward": ("output", "weight", "alpha", "beta")}

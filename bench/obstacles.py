@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from bench.layers import Layer, layers
+from bench import peers
+from bench.layers import Layer, shared_layers
 from bench.suite import Contender, Row
 from triton_dirac.kernels.launch import INTERPRETED
 
@@ -22,6 +23,7 @@ class Obstacle(NamedTuple):
 
 STEM = Obstacle("a stem has no dgrad: its input is the image, which needs no gradient", False)
 NO_CUDNN = Obstacle("needs an NVIDIA GPU: torch's own convolution stands in for cuDNN", False)
+NO_PEER = Obstacle("no GPU: other projects' Triton kernels are not interpreted", False)
 NO_TF32 = Obstacle("TF32 needs a GPU", False)
 NO_GPU = Obstacle("no GPU: Triton's interpreter checks the kernels, but its time means nothing", INTERPRETED)
 TRUNCATED = Obstacle(
@@ -33,8 +35,8 @@ EMULATED = Obstacle("no GPU: 16-bit arithmetic is emulated on a CPU, so it is ch
 NO_COMPILER = Obstacle("torch.compile needs a C++ compiler on a CPU", False)
 FLOAT32_ONLY = Obstacle("no GPU: compiled for float32 only, since a graph takes 10 to 20 s to compile", False)
 TOO_LONG = Obstacle(
-    "no GPU: compiled for each net's most frequent layer only, since a graph takes 10 to 20 s to compile "
-    "(--layers compiles all that it names)",
+    "no GPU: compiled for the most frequent layer only of each net, or of nets with the same layers, since a graph "
+    "takes 10 to 20 s to compile (--layers compiles all that it names)",
     False,
 )
 
@@ -48,12 +50,16 @@ def obstacle(device: torch.device, row: Row, contender: Contender, compile_all: 
     """Why ``contender`` is not timed on ``row``; None if it is."""
     if row.direction == "dgrad" and not row.layer.dirac:
         return STEM
+    if lacking := contender.lacks(row.layer.problem, row.dtype, row.direction, device):
+        return Obstacle(lacking, False)
     if contender.engine == "cudnn" and not has_cudnn(device):
         return NO_CUDNN
     if device.type == "cuda":
         return None
     if row.dtype == "tf32":
         return NO_TF32
+    if contender.engine in peers.ENGINES:
+        return NO_PEER
     if contender.engine == "triton":
         return TRUNCATED if row.dtype == "bfloat16" else NO_GPU
     if contender.engine == "compile":
@@ -78,4 +84,4 @@ def _compile_obstacle(row: Row, compile_all: bool) -> Obstacle | None:
 
 
 def _most_frequent(layer: Layer) -> Layer:
-    return max(layers(layer.net, layer.problem.N), key=lambda other: other.count)
+    return max(shared_layers(layer.counts, layer.problem.N), key=lambda other: other.count)

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import pytest
 
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
+CPU_DTYPES = ("float32", "float16")  # of these only float32 is timed: 16 bits are emulated, and TF32 needs a GPU
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -25,8 +26,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--dtypes",
         metavar="A,B",
-        help=f"of {', '.join(DTYPES)}; float32,float16,bfloat16 by default, float32,float16 without a GPU, "
-        "where only float32 is timed",
+        help=f"of {', '.join(DTYPES)}; all by default, {' and '.join(CPU_DTYPES)} without a GPU, where only "
+        "float32 is timed",
     )
     group.addoption("--contenders", metavar="A,B", help="implementations, by name or pattern; all by default")
     group.addoption(

@@ -56,23 +56,33 @@ class Work:
 
 Results = tuple[Tensor, ...]
 Build = Callable[[Work], Callable[[], Results]]
+Lacks = Callable[[ConvProblem, str, str, torch.device], str | None]
+
+
+def nothing(problem: ConvProblem, dtype: str, direction: str, device: torch.device) -> None:
+    """What most contenders lack."""
 
 
 @dataclass(frozen=True)
 class Contender:
     """A named implementation. ``build`` lays out its inputs; the call it returns is what is timed.
 
-    ``engine`` says what it needs: "eager", "compile", "cpu" (torch's own CPU convolution), "cudnn", "triton".
+    ``engine`` says what it needs: "eager", "compile", "cpu" (torch's own CPU convolution), "cudnn", "triton", or
+    a peer's ("inductor", "flag_gems"). ``lacks(problem, dtype, pass, device)`` says why it cannot compute that,
+    whatever the machine; None if it can.
     """
 
     name: str
     engine: str
     build: Build
+    lacks: Lacks = nothing
 
 
 @dataclass(frozen=True)
 class Suite:
     """``passes`` names the tensors that each pass yields. ``dirac_only`` leaves stems out.
+
+    ``multiplies``: whether TF32 changes anything; a suite without products is not run in it.
 
     ``draw(problem, normal, storage)`` returns the inputs, ``normal(*shape)`` being standard normal float32.
     ``definition(work)`` computes the results by ``triton_dirac.reference``, in the dtype of the inputs.
@@ -86,6 +96,7 @@ class Suite:
     cost: Callable[[ConvProblem, torch.dtype, str], tuple[int, int]]
     contenders: Sequence[Contender]
     dirac_only: bool = True
+    multiplies: bool = True
 
     def work(self, problem: ConvProblem, dtype: str, direction: str, device: torch.device) -> Work:
         """The same numbers in every run on the same kind of device."""
@@ -143,13 +154,18 @@ class Row:
 
 @contextmanager
 def float32_products(dtype: str) -> Iterator[None]:
-    """TF32 for "tf32", else full float32: for torch's convolutions and for ours, which follow its switch."""
+    """TF32 for "tf32", else full float32: for torch's convolutions and for ours, which follow its switch.
+
+    Inductor's template follows a switch above that one, which "none" leaves to each kind of operation.
+    """
     switch = torch.backends.cudnn
-    before = switch.allow_tf32
+    before, above = switch.allow_tf32, switch.fp32_precision  # type: ignore[attr-defined]
     switch.allow_tf32 = dtype == "tf32"
+    switch.fp32_precision = "tf32" if dtype == "tf32" else "none"  # type: ignore[attr-defined]
     try:
         yield
     finally:
+        switch.fp32_precision = above  # type: ignore[attr-defined]
         switch.allow_tf32 = before
 
 

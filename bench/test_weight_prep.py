@@ -53,6 +53,7 @@ SUITE = Suite(
     definition=definition,
     cost=cost,
     contenders=WEIGHT_PREP,
+    multiplies=False,
 )
 
 

@@ -28,8 +28,8 @@ WHERE = ["run", "suite", "pass", "net", "layer", "dtype"]
 TEXT, NUMBER, TRUTH, OTHER = "text", "number", "truth", "other"
 BENCHMARK_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
-    "device": TEXT, "clock": TEXT, "label": TEXT, "count": NUMBER, "published_batch": NUMBER, "flops": NUMBER,
-    "bytes": NUMBER, "host_us": NUMBER, "problem": OTHER, "samples": OTHER,
+    "device": TEXT, "clock": TEXT, "label": TEXT, "count": NUMBER, "nets": OTHER,
+    "published_batch": NUMBER, "flops": NUMBER, "bytes": NUMBER, "host_us": NUMBER, "problem": OTHER, "samples": OTHER,
 }  # fmt: skip
 ACCURACY_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
@@ -67,8 +67,9 @@ class ReportError(Exception):
 class Results:
     """Everything the files hold. ``run`` in each frame is an index into ``runs``.
 
-    ``loops`` has the columns of ``compiled``: the table of main loops at equal tiles. ``counted``: launches and
-    bytes of calls; ``moved``: bytes of compiled kernels.
+    ``benchmarks.nets`` maps the nets that have the layer to how often they do; ``net`` and ``count`` are all of
+    them together. ``loops`` has the columns of ``compiled``: the table of main loops at equal tiles. ``counted``:
+    launches and bytes of calls; ``moved``: bytes of compiled kernels.
     """
 
     runs: list[dict[str, Any]]  # file, kind ("results", "compile"), environment
@@ -154,7 +155,7 @@ def _result_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict[
             raise ReportError(f"{path}: {where}: `extra_info` and `stats` must be objects")
         _need(path, f"{where}: extra_info", info, "suite", "contender")
         _need(path, f"{where}: stats", stats, "data")
-        benchmarks.append({**info, "samples": _samples(path, where, stats["data"])})
+        benchmarks.append({**info, "nets": _nets(path, where, info), "samples": _samples(path, where, stats["data"])})
     accuracy, not_run = _objects(path, content, "accuracy"), _objects(path, content, "not_run")
     counted = _objects(path, content, "counted")
     for index, row in enumerate(counted):
@@ -179,6 +180,14 @@ def _compile_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict
         "loops": [row for row in rows if "tile" in row],
         "moved": [row for row in rows if "moved_over_least" in row],
     }
+
+
+def _nets(path: Path, where: str, info: Mapping[str, Any]) -> dict[str, float]:
+    """``nets``; of results that state one net, that one and its count."""
+    nets = info.get("nets") or {str(info.get("net") or ""): info.get("count") or 1}
+    if not isinstance(nets, Mapping) or not all(_number(count) > 0 for count in nets.values()):
+        raise ReportError(f"{path}: {where}: extra_info.nets must map nets to how often they have the layer")
+    return {net: _number(count) for net, count in nets.items()}
 
 
 def _samples(path: Path, where: str, data: Any) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -167,12 +167,19 @@ def _layer_rows(part: pd.DataFrame, contenders: Sequence[str]) -> list[dict[str,
             {
                 "pass": where["pass"],
                 "layer": where["layer"],
-                "count": int(of["count"].iloc[0]),
+                "occurs": _occurs(of["nets"].iloc[0]),
                 "cells": [(name, cells.get(name)) for name in contenders],
             }
         )
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     return sorted(rows, key=lambda row: passes.index(row["pass"]))
+
+
+def _occurs(nets: Mapping[str, float]) -> str:
+    """ "8 times in the net"; "4 and 6 times in the nets", in the order of their names; "" where each has it once."""
+    if all(count == 1 for count in nets.values()):
+        return ""
+    return f"{' and '.join(f'{count:g}' for count in nets.values())} times in the net{'s' * (len(nets) > 1)}"
 
 
 def _each(frame: pd.DataFrame, by: str) -> Iterable[tuple[Any, pd.DataFrame]]:

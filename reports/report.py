@@ -38,7 +38,7 @@ def build(
         results,
         comparisons,
         verdict.summarise(comparisons, ["run", "suite", "device", "clock", "label"], margin=margin),
-        verdict.summarise(comparisons, verdict.GROUP, margin=margin),
+        verdict.summarise(verdict.per_net(comparisons), verdict.GROUP, margin=margin),
         tables.accuracy(results),
         tables.compiled(results),
         tables.broken(results),

@@ -104,6 +104,12 @@ def compare(
     return pd.DataFrame(rows, columns=[*benchmarks.columns, *ADDED])
 
 
+def per_net(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """A row for each net that has the layer, as often as it has it; the measurement is the same in all of them."""
+    rows = comparisons.assign(nets=[list(nets.items()) for nets in comparisons["nets"]]).explode("nets")
+    return rows.assign(net=[net for net, _ in rows["nets"]], count=[count for _, count in rows["nets"]])
+
+
 def word(ratio: intervals.Estimate, margin: float) -> str:
     """The verdict on one ratio; limits as in the module's docstring."""
     if not ratio.has_interval:
@@ -120,7 +126,7 @@ def word(ratio: intervals.Estimate, margin: float) -> str:
 def summarise(comparisons: pd.DataFrame, by: list[str], *, margin: float = DEFAULT_MARGIN) -> pd.DataFrame:
     """Tallies and geometric means of every contender but the baseline, over the rows that agree in ``by``.
 
-    ``geomean`` counts each measurement once, ``geomean_by_count`` as often as its layer occurs in the net;
+    ``geomean`` counts each measurement once, ``geomean_by_count`` as often as its layer occurs in its nets;
     ``places`` is how many measurements the group has, ``compared`` how many of them have a ratio.
     """
     rows = []

@@ -23,7 +23,8 @@ def cases(problems, dtypes, engines):
             for dtype in dtypes:
                 for direction in suite.passes:
                     for contender in suite.contenders:
-                        if contender.engine in engines:
+                        lacking = contender.lacks(problem, dtype, direction, torch.device("cpu"))
+                        if contender.engine in engines and lacking is None:
                             names = (suite.name, direction, contender.name, dtype, f"{problem.C}-{problem.K}")
                             yield pytest.param(suite, problem, dtype, direction, contender, id=" ".join(names))
 

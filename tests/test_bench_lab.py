@@ -1,5 +1,6 @@
 """Who is timed, who is only checked, what is written down of the rest: with a suite made up here."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +11,12 @@ from bench import obstacles
 from bench.lab import Lab
 from bench.layers import Layer
 from bench.options import Selection
-from bench.suite import Contender, Row, Suite
+from bench.suite import Contender, Row, Suite, float32_products
 from bench.timing import Samples
 from triton_dirac.problem import ConvProblem
 
 PROBLEM = ConvProblem(2, 160, 32, 32, 160, 3, 3, padding=(1, 1, 1, 1))
-LAYER = Layer("DiracNet-28-10", True, 8, 128, PROBLEM)
+LAYER = Layer({"DiracNet-28-10": 8}, True, 128, PROBLEM)
 NAMES = {
     "suite": "doubling",
     "pass": "forward",
@@ -58,6 +59,9 @@ SUITE = Suite(
         Contender("cudnn", "cudnn", doubling()),
         Contender("triton", "triton", doubling()),
         Contender("triton-wrong", "triton", doubling(3.0)),
+        Contender("triton-wide", "triton", doubling(), lambda problem, *_: None if problem.C > 64 else "too narrow"),
+        Contender("lacking", "eager", doubling(), lambda *_: "has no such pass"),
+        Contender("peer", "flag_gems", breaks),
     ),
 )
 
@@ -86,7 +90,7 @@ def lab(sampled, monkeypatch):
         return {name: Samples([1e-3, 2e-3], 4) for name in calls}
 
     monkeypatch.setattr(obstacles, "NO_GPU", obstacles.NO_GPU._replace(executable=True))
-    monkeypatch.setattr(lab_module, "layers", lambda net, batch: (LAYER,))
+    monkeypatch.setattr(lab_module, "shared_layers", lambda nets, batch: [LAYER] if list(nets) else [])
     built.clear()
     return Lab(Selection(), torch.device("cpu"), sampler)
 
@@ -114,6 +118,7 @@ def test_a_right_contender_is_timed_and_described(lab):
         **NAMES,
         "contender": "torch",
         "count": 8,
+        "nets": {"DiracNet-28-10": 8},
         "problem": vars(PROBLEM) | {"stride": (1, 1)},
         "published_batch": 128,
         "device": "cpu",
@@ -208,14 +213,59 @@ def test_benchmark_disable_checks_without_timing(lab, sampled):
 
 
 def test_rows_follow_the_selection(lab):
-    assert len(list(lab.rows(SUITE))) == 3 * 2 * 8  # nets (one layer each here), dtypes, contenders
+    assert len(list(lab.rows(SUITE))) == 2 * len(SUITE.contenders)  # dtypes; one layer here
     lab.selection = Selection(("*-18",), None, ("float16",), ("triton*",), None)
     assert [row[1:] for row in lab.rows(SUITE)] == [
         ("float16", "forward", "triton"),
         ("float16", "forward", "triton-wrong"),
+        ("float16", "forward", "triton-wide"),
     ]
     lab.selection = Selection(layers=("64x*",))
     assert list(lab.rows(SUITE)) == []
+
+
+def test_tf32_is_among_a_gpu_s_dtypes_where_it_changes_anything(lab):
+    lab.on_gpu = True
+    assert {row[1] for row in lab.rows(SUITE)} == {"float32", "tf32", "float16", "bfloat16"}
+    assert {row[1] for row in lab.rows(replace(SUITE, multiplies=False))} == {"float32", "float16", "bfloat16"}
+
+
+def test_tf32_is_switched_for_ours_for_cudnn_and_for_inductor():
+    switch = torch.backends.cudnn
+    before = (switch.allow_tf32, switch.fp32_precision, switch.conv.fp32_precision)
+    for dtype, expected in (("tf32", (True, "tf32", "tf32")), ("float32", (False, "none", "none"))):
+        with float32_products(dtype):
+            assert (switch.allow_tf32, switch.fp32_precision, switch.conv.fp32_precision) == expected
+    assert (switch.allow_tf32, switch.fp32_precision, switch.conv.fp32_precision) == before
+
+
+def test_a_layer_of_two_nets_is_one_row_and_names_both(lab, monkeypatch):
+    both = replace(LAYER, counts={"A": 4, "B": 6})
+    monkeypatch.setattr(lab_module, "shared_layers", lambda nets, batch: [both])
+    benchmark = Benchmark()
+    lab.run(benchmark, SUITE, "A, B", both.name, "float32", "forward", "torch")
+    assert {name: benchmark.extra_info[name] for name in ("net", "count", "nets")} == {
+        "net": "A, B",
+        "count": 10,
+        "nets": {"A": 4, "B": 6},
+    }
+    assert lab.accuracy[0]["net"] == "A, B"
+
+
+def test_what_a_contender_lacks_is_the_reason_wherever_it_is(lab):
+    assert reason_of(lab, "lacking") == "has no such pass"
+
+
+def test_what_a_crop_cannot_check_is_said(lab, sampled):
+    reason = reason_of(lab, "triton-wide")
+    assert reason == "no GPU, and no check of the 40-channel crop for Triton's interpreter: too narrow"
+    assert lab.accuracy == []
+
+
+def test_a_peer_that_breaks_is_a_reason_and_no_failure(lab, monkeypatch):
+    assert "other projects" in reason_of(lab, "peer")
+    monkeypatch.setattr(lab_module, "obstacle", lambda *_, **__: None)
+    assert reason_of(lab, "peer") == "ArithmeticError: no such kernel"
 
 
 def test_batch_is_small_on_a_cpu_and_the_published_one_on_a_gpu(lab):
@@ -240,22 +290,22 @@ def rule(device, engine, dtype="float32", direction="forward", layer=LAYER, suit
 
 
 def test_on_a_gpu_everything_is_timed_but_the_stems_dgrad(gpu):
-    for engine in ("eager", "compile", "cudnn", "triton"):
+    for engine in ("eager", "compile", "cudnn", "triton", "inductor", "flag_gems"):
         for dtype in ("float32", "tf32", "float16", "bfloat16"):
             assert rule(gpu, engine, dtype) is None
-    stem = Layer("DiracNet-28-10", False, 1, 128, PROBLEM)
+    stem = Layer({"DiracNet-28-10": 1}, False, 128, PROBLEM)
     assert "a stem has no dgrad" in rule(gpu, "cudnn", direction="dgrad", layer=stem)
 
 
 def test_on_a_cpu_torch_compile_is_timed_where_it_is_affordable(monkeypatch):
     cpu = torch.device("cpu")
     block = SimpleNamespace(name="dirac_block")
-    rare = Layer("DiracNet-28-10", True, 1, 128, PROBLEM)
-    monkeypatch.setattr(obstacles, "layers", lambda net, batch: (rare, LAYER))
+    rare = Layer({"DiracNet-28-10": 1}, True, 128, PROBLEM)
+    monkeypatch.setattr(obstacles, "shared_layers", lambda nets, batch: [rare, LAYER])
     monkeypatch.setattr(obstacles.shutil, "which", lambda name: "/usr/bin/" + name)
     assert rule(cpu, "compile") is None
     assert rule(cpu, "compile", suite=block) is None
-    assert "most frequent layer only" in rule(cpu, "compile", suite=block, layer=rare)
+    assert "most frequent layer only of each net" in rule(cpu, "compile", suite=block, layer=rare)
     assert rule(cpu, "compile", suite=block, layer=rare, compile_all=True) is None
     assert "float32 only" in rule(cpu, "compile", "bfloat16")
     assert "TF32 needs a GPU" in rule(cpu, "eager", "tf32")

@@ -8,7 +8,7 @@ from bench import precision
 from bench.layers import NETS, Layer
 from triton_dirac.problem import ConvProblem
 
-LAYER = Layer("DiracNet-34-2", True, 10, 128, ConvProblem(2, 16, 8, 8, 24, 3, 3, padding=(1, 1, 1, 1)))
+LAYER = Layer({"DiracNet-34-2": 10}, True, 128, ConvProblem(2, 16, 8, 8, 24, 3, 3, padding=(1, 1, 1, 1)))
 
 
 def errors(beta):

@@ -68,6 +68,12 @@ def test_times_that_are_none(tmp_path, data):
     assert "stats.data must be" in message or "lacks `data`" in message
 
 
+@pytest.mark.parametrize("nets", ["Net", ["Net"], {"Net": "often"}, {"Net": 0}])
+def test_nets_that_map_to_no_number(tmp_path, nets):
+    content = {"benchmarks": [benchmark(*PLACE, [1.0], nets=nets)]}
+    assert "extra_info.nets must map nets to how often" in refused(tmp_path, content)
+
+
 def test_two_times_for_one_thing(tmp_path):
     message = refused(tmp_path, {"benchmarks": [benchmark(*PLACE, [1.0]), benchmark(*PLACE, [2.0])]})
     assert "more than one benchmark of conv · fprop · Net · layer · float16 · cudnn" in message

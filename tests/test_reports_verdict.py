@@ -126,6 +126,24 @@ def test_a_chosen_baseline_goes_first_and_must_be_known(tmp_path):
         verdict.choose_baselines(found, {"pooling": "cudnn"})
 
 
+def test_a_layer_of_two_nets_is_one_measurement_and_weighs_as_often_as_each_has_it(tmp_path):
+    nets = {"A": 4, "B": 6}
+    entries = [
+        benchmark("conv", "fprop", "A, B", layer, "float16", name, [time] * 7, nets=counts, count=sum(counts.values()))
+        for layer, counts, faster in (("one", nets, 2), ("two", {"A": 1, "B": 1}, 8))
+        for name, time in (("cudnn", faster), ("triton", 1))
+    ]
+    entries += [benchmark("conv", "fprop", "A", "three", "float16", name, [1] * 7) for name in ("cudnn", "triton")]
+    found = results(tmp_path, entries)
+    compared = verdict.compare(found, verdict.choose_baselines(found))
+    (overall,) = verdict.summarise(compared, ["run", "suite"]).to_dict("records")
+    assert (overall["places"], overall["faster"], overall["same"]) == (3, 2, 1)
+    groups = verdict.summarise(verdict.per_net(compared), verdict.GROUP).set_index("net")
+    assert dict(groups["places"]) == {"A": 3, "B": 2}
+    assert groups.loc["A", "geomean_by_count"] == pytest.approx(2 ** ((4 * 1 + 1 * 3 + 0) / 6))
+    assert groups.loc["B", "geomean_by_count"] == pytest.approx(2 ** ((6 * 1 + 1 * 3) / 7))
+
+
 def test_summaries_count_every_layer_and_weigh_by_count(tmp_path):
     entries, accuracy = [], []
     for layer, count, time in (("a", 3, 0.5), ("b", 1, 2.0), ("c", 5, None)):

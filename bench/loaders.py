@@ -1,0 +1,104 @@
+"""Our convolutions with their loader forced: how much of a time is the way in which images are read.
+
+``triton`` is the fastest of all that ``triton_dirac.tuning`` offers for a problem; these are the fastest with one
+loader. Without a GPU, what an H100 would be offered for a full batch is checked on the crop that the interpreter gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from bench.suite import STORAGE, Build, Results, Work
+from triton_dirac.kernels.conv_dgrad import dgrad
+from triton_dirac.kernels.conv_fprop import fprop
+from triton_dirac.kernels.conv_wgrad import wgrad
+from triton_dirac.problem import ConvProblem
+from triton_dirac.tuning import dgrad as dgrad_tuning
+from triton_dirac.tuning import fprop as fprop_tuning
+from triton_dirac.tuning import implicit_gemm, picks
+from triton_dirac.tuning import wgrad as wgrad_tuning
+from triton_dirac.tuning.config import Config
+from triton_dirac.tuning.targets import TARGETS, Target, target_of
+
+TUNING: dict[str, ModuleType] = {"fprop": fprop_tuning, "dgrad": dgrad_tuning, "wgrad": wgrad_tuning}
+ABSENT_GPU = TARGETS["cuda:90"]  # the first to offer all loaders
+FULL_BATCH = 128  # of images, which fill every tile of one image a row
+
+
+def forced(loader: str) -> tuple[Callable[..., str | None], Build]:
+    """What a contender with ``loader`` lacks, and how it is built."""
+
+    def lacks(problem: ConvProblem, dtype: str, direction: str, device: torch.device) -> str | None:
+        if offered(loader, problem, STORAGE[dtype], direction, device):
+            return None
+        return f"no {loader} config is offered for such a problem and type on {_target(device).name}"
+
+    def build(work: Work) -> Callable[[], Results]:
+        run = _runner(work)
+        config = _fastest(loader, work, run)
+        return lambda: (run(config),)
+
+    return lacks, build
+
+
+def offered(
+    loader: str, problem: ConvProblem, storage: torch.dtype, direction: str, device: torch.device
+) -> list[Config]:
+    """The configs with ``loader`` that are worth measuring: of gather what one image is offered, all that can run."""
+    images = 1 if loader == "gather" else problem.N if device.type == "cuda" else FULL_BATCH
+    found = TUNING[direction].offered(replace(problem, N=images), storage, _target(device))
+    return [config for config in found if config.loader == loader]
+
+
+def _target(device: torch.device) -> Target:
+    return target_of(device) if device.type == "cuda" else ABSENT_GPU
+
+
+def _fastest(loader: str, work: Work, run: Callable[[Config], Tensor]) -> Config:
+    """By measuring, where that can be done; else by tile arithmetic."""
+    problem, direction = work.problem, work.direction
+    found = offered(loader, problem, work.storage, direction, work.device)
+    likely = min(found, key=lambda config: _cycles(problem, work.storage, direction, config, _target(work.device)))
+    # A pick is remembered by problem, whatever is offered: "triton" must not get this one, nor this one that. Their
+    # timings are the same, and kept.
+    with patch.dict(picks._picked, clear=True):
+        return picks.pick(
+            f"conv_{direction}",
+            problem,
+            work.storage,
+            work.device,
+            _precision(work),
+            offered=lambda *_: found,
+            default=lambda *_: likely,
+            run=run,
+        )
+
+
+def _cycles(problem: ConvProblem, storage: torch.dtype, direction: str, config: Config, target: Target) -> float:
+    if direction == "wgrad":
+        splits = wgrad_tuning.split_k(problem, config, target)
+        return wgrad_tuning.estimated_cycles(problem, storage, config, splits, target)
+    gemm = implicit_gemm.gemm_of(problem, dgrad=direction == "dgrad")
+    return implicit_gemm.estimated_cycles(gemm, storage, config, target)
+
+
+def _precision(work: Work) -> str:
+    return target_of(work.device).precision("tf32") if work.dtype == "tf32" else "ieee"
+
+
+def _runner(work: Work) -> Callable[[Config], Tensor]:
+    """The work's pass as a function of the config."""
+    x, w, dy = (work.inputs[name] for name in ("x", "w", "dy"))
+    problem, precision = work.problem, _precision(work)
+    passes: dict[str, Callable[[Config], Tensor]] = {
+        "fprop": lambda config: fprop(x, w, None, None, problem, precision=precision, config=config),
+        "dgrad": lambda config: dgrad(dy, w, None, problem, precision=precision, config=config),
+        "wgrad": lambda config: wgrad(dy, x, problem, dtype=w.dtype, precision=precision, config=config),
+    }
+    return passes[work.direction]
