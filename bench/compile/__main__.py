@@ -20,6 +20,7 @@ from .run import rows_of
 from .table import console, print_rows, write_json
 
 DTYPES = ("bfloat16", "float32", "tf32", "float16")
+DEFAULT_NETS = [net for net in NETS if net != "DiracNet-34"]  # which has DiracNet-18's layers
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,7 +28,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = "comma-separated; default: "
     parser.add_argument("--targets", help=names + ",".join(TARGETS))
     parser.add_argument("--kernels", help=f"comma-separated parts of names; all: {', '.join(KERNELS)}")
-    parser.add_argument("--nets", help=names + ",".join(NETS))
+    parser.add_argument("--nets", help=f"{names}{','.join(DEFAULT_NETS)}; also DiracNet-34")
     parser.add_argument("--layers", help="comma-separated parts of layer names; default: see --all")
     parser.add_argument("--dtypes", help=f"{names}bfloat16, and float32,tf32 for one layer; also float16, tf32x3")
     every = "every layer in every dtype, not only each net's stem and the Dirac layer with the most work"
@@ -44,7 +45,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def jobs_of(options: argparse.Namespace) -> list[Job]:
     """The jobs of the kernel table."""
     targets = split(options.targets) or list(TARGETS)
-    nets = split(options.nets) or list(NETS)
+    nets = split(options.nets) or DEFAULT_NETS
     kernels = [name for name in KERNELS if any(part in name for part in split(options.kernels) or [""])]
     kernels += PEERS if options.peers else ()
     jobs = []
