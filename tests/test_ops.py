@@ -124,8 +124,8 @@ def test_the_dispatcher_and_the_short_cut_give_the_same_bits():
     image, weight = image_and_weight(1, torch.float32, True)
     grad = torch.randn(1, 6, 5, 4)
     results = []
-    for function in (ops.conv2d, OPS.conv2d):
-        output = function(image, weight, None, None, *geometry, False, "ieee", False)
+    tensors, settings = (image, weight, None, None), ops.ConvSettings(*geometry, False, "ieee", False)
+    for output in (ops.conv2d(tensors, settings), OPS.conv2d(*tensors, *settings)):
         results.append((output, *torch.autograd.grad(output, (image, weight), grad)))
     for short, full in zip(*results, strict=True):
         assert torch.equal(short, full)
@@ -183,7 +183,7 @@ def test_auto_takes_what_measured_faster_for_each_pass(chosen, monkeypatch):
     geometry = ((1, 2), (1, 1, 0, 2), (1, 1), 1)
     image, weight = image_and_weight(1, torch.float32, True)
     alpha = torch.randn(6, requires_grad=True)
-    output = ops.conv2d(image, weight, None, alpha, *geometry, True, "default", True)
+    output = ops.conv2d((image, weight, None, alpha), ops.ConvSettings(*geometry, True, "default", True))
     assert output.is_contiguous(memory_format=torch.channels_last)
     grad = torch.randn(output.shape)
     results = (output, *torch.autograd.grad(output, (image, weight, alpha), grad))
@@ -200,58 +200,11 @@ def test_auto_takes_what_measured_faster_for_each_pass(chosen, monkeypatch):
     assert asked == ["conv_fprop+alpha+relu backend", "conv_dgrad+alpha backend", "conv_wgrad backend"]
 
 
-def test_a_repeated_layer_is_replayed_with_the_tensors_of_the_moment(monkeypatch):
-    """The second call of a layer skips checks and plans; other tensors, shapes and switches are not mixed up."""
-    from triton_dirac import functional
-
-    monkeypatch.setattr(functional, "_steady", {})
-    replays = []
-    monkeypatch.setattr(ops, "replay", lambda *a, original=ops.replay: replays.append(1) or original(*a))
-    layers = [td.DiracConv2d(3, 4, 3, 1, backend="triton") for _ in range(2)]
-    images = [torch.randn(1, 3, 4, 4).to(memory_format=torch.channels_last) for _ in range(2)]
-    for layer, image in [(layers[0], images[0]), (layers[1], images[1]), (layers[0], images[1])]:
-        x = image.double()
-        parameters = [p.detach().double() for p in (layer.weight, layer.alpha, layer.beta, layer.bias)]
-        expected = reference.dirac_conv2d(x, *parameters, padding=1)
-        output = layer(image)
-        assert_as_good_as_torch("output", output.detach(), expected)
-        output.sum().backward()
-    assert len(replays) == 2
-    with pytest.raises(ValueError, match="activation must be None or 'relu', got 'gelu'"):
-        td.dirac_conv2d(images[0], layers[0].weight, layers[0].alpha, layers[0].beta, padding=1, activation="gelu")
-    contiguous = torch.randn(1, 3, 4, 4)  # must be copied, so it cannot be replayed
-    for _ in range(2):
-        layers[0](contiguous)
-    assert len(replays) == 2
-
-
 def dirac_tensors(seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = [(1, 3, 4, 4), (4, 3, 3, 3), (4,), (4,)]
     image, *rest = (torch.randn(shape, generator=generator) for shape in shapes)
     return [image.to(memory_format=torch.channels_last), *rest]
-
-
-def test_a_call_with_one_tensor_twice_is_not_replayed_for_two():
-    """Which of the two an argument was cannot be told from it."""
-    image, weight, alpha, beta = dirac_tensors()
-    for a, b in [(alpha, alpha), (alpha, beta), (alpha, beta)]:
-        output = td.dirac_conv2d(image, weight, a, b, padding=1, backend="triton", precision="ieee")
-        expected = reference.dirac_conv2d(*(t.double() for t in (image, weight, a, b)), padding=1)
-        assert_as_good_as_torch("output", output, expected)
-
-
-def test_a_warm_call_answers_like_a_cold_one_to_forward_mode_and_wrong_groups():
-    tensors = dirac_tensors()
-    for _ in range(2):
-        td.dirac_conv2d(*tensors, padding=1, backend="triton")
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(tensors[0], torch.ones_like(tensors[0]))
-        with pytest.raises(RuntimeError, match="backend 'triton' has no rules"):
-            td.dirac_conv2d(dual, *tensors[1:], padding=1, backend="triton")
-    for groups in ([1], 1.0):
-        with pytest.raises(ValueError, match="groups must be a positive integer"):
-            td.dirac_conv2d(*tensors, padding=1, groups=groups, backend="triton")
 
 
 def test_a_view_with_the_negative_bit_is_read_with_its_sign():
@@ -293,10 +246,10 @@ def test_autocast_is_the_same_compiled(backend):
 def test_auto_takes_float32_bias_to_cudnn_and_keeps_an_explicit_precision(monkeypatch):
     monkeypatch.setattr(conv, "choose", lambda *args, **options: "torch")
     image, weight, *_ = dirac_tensors()
-    geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    settings = ops.ConvSettings((1, 1), (1, 1, 1, 1), (1, 1), 1, False, "default", True)
     bias = torch.randn(4)
-    output = ops.conv2d(image.bfloat16(), weight.bfloat16(), bias, None, *geometry, False, "default", True)
+    output = ops.conv2d((image.bfloat16(), weight.bfloat16(), bias, None), settings)
     assert output.dtype == torch.bfloat16
     other = "ieee" if conv._launched_precision("default", image) == "tf32" else "tf32"
     monkeypatch.setattr(conv, "choose", lambda *args, **options: pytest.fail("torch multiplies otherwise"))
-    ops.conv2d(image, weight, bias, None, *geometry, False, other, True)
+    ops.conv2d((image, weight, bias, None), settings._replace(precision=other))

@@ -1,21 +1,18 @@
 """The public functions: argument checks, choice of backend, and nothing else.
 
-Every check comes before any work, names the argument and its value, and says what is accepted. TypeError is
-for types and dtypes, ValueError for shapes and values, RuntimeError for a backend that cannot run here.
+Every check comes before any work; RuntimeError is for a backend that cannot run here, the others are ``checks``'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from triton_dirac import torch_backend
-from triton_dirac.problem import ConvProblem
-from triton_dirac.tracing import is_plain, is_transformed
+from triton_dirac.checks import Call, IntOrPair, check_call, check_dirac_arguments, check_per_filter, check_same_device
+from triton_dirac.tracing import autocast_dtype, is_plain, is_transformed
 
 try:
     from triton_dirac import ops
@@ -27,12 +24,8 @@ except ModuleNotFoundError as error:  # Triton is published for Linux only; all 
 
 BACKENDS = ("auto", "triton", "torch")
 FORMS = ("split", "materialised")
-ACTIVATIONS = (None, "relu")
-PRECISIONS = ("ieee", "tf32", "tf32x3")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PREP_DTYPES = (*TRITON_DTYPES, torch.float64)
-
-IntOrPair = int | Sequence[int]
 
 
 def dirac_weight(
@@ -68,7 +61,7 @@ def dirac_weight(
 
     Source: DiracNets, arXiv 1706.00388.
     """
-    _check_dirac_arguments(weight, alpha, beta, eps, groups, (3, 4, 5))
+    check_dirac_arguments(weight, alpha, beta, eps, groups, (3, 4, 5))
     dtype = weight.dtype if dtype is None else dtype
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
@@ -121,8 +114,8 @@ def dirac_weights(
         if len(layer) != 3:
             raise ValueError(f"layers[{index}] must be (weight, alpha, beta), got {len(layer)} items")
         try:
-            _check_dirac_arguments(*layer, eps, group, (3, 4, 5))
-            _check_same_device(**{"layers[0]'s weight": layers[0][0], "weight": layer[0]})
+            check_dirac_arguments(*layer, eps, group, (3, 4, 5))
+            check_same_device(**{"layers[0]'s weight": layers[0][0], "weight": layer[0]})
         except (TypeError, ValueError) as error:
             raise type(error)(f"layers[{index}]: {error}") from None
     if dtype is not None and not dtype.is_floating_point:
@@ -189,16 +182,30 @@ def conv2d(
 
     Under autocast input and weight are cast first, as torch's are; bias and alpha, added in float32, stay.
     """
-    dtype = autocast_dtype(input)
-    if dtype is not None:
-        input, weight = input.to(dtype), weight.to(dtype)
+    tensors = (input, weight, bias, alpha)
+    given = bias is not None, alpha is not None
+    options = (given, stride, padding, dilation, groups, type(groups), activation, precision, backend)
+    if ops is not None and (known := ops.find(tensors, options)):
+        return ops.replay_conv2d(tensors, known)
+    native, native_weight = _native(input, backend), _native(weight, backend)
+    if native is not input or native_weight is not weight:
+        return conv2d(
+            *(native, native_weight, bias, stride, padding, dilation, groups),
+            alpha=alpha,
+            activation=activation,
+            precision=precision,
+            backend=backend,
+        )
     if weight.dtype != input.dtype:
         raise TypeError(f"weight must have input's dtype {input.dtype}, got {weight.dtype}")
     if alpha is not None:
-        _check_per_filter("alpha", alpha, weight.shape[0], "input", input.dtype)
-    call = _check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision)
-    on_triton = use_triton(backend, input.dtype, input.device)
-    return _run(call, weight, bias, alpha, on_triton, backend == "auto")
+        check_per_filter("alpha", alpha, weight.shape[0], "input", input.dtype)
+    call = check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision)
+    if not use_triton(backend, input.dtype, input.device):
+        return _by_torch(call, weight, bias, alpha)
+    settings = ops.ConvSettings(*call.geometry, call.relu, call.precision, backend == "auto")
+    output = ops.conv2d((call.batched, *tensors[1:]), settings, options)
+    return output.squeeze(0) if call.squeeze else output
 
 
 def dirac_conv2d(
@@ -236,215 +243,66 @@ def dirac_conv2d(
 
     Source: DiracNets, arXiv 1706.00388.
     """
-    dtype = autocast_dtype(input)
-    if dtype is not None:
-        input = input.to(dtype)
     tensors = (input, weight, alpha, beta, bias)
-    options = (stride, padding, dilation, groups, form, eps, activation, precision, backend)
-    key = None
-    may_replay = (backend == "triton" or input.is_cuda) and ops is not None and type(groups) is int
-    if may_replay and not torch.compiler.is_compiling() and is_plain(*tensors):
-        key = _steady_key(tensors, options)
-        steady = _steady.get(key)
-        if steady is not None:
-            return ops.replay(tensors, steady)
-
+    options = (
+        bias is not None,
+        stride,
+        padding,
+        dilation,
+        groups,
+        type(groups),
+        form,
+        eps,
+        activation,
+        precision,
+        backend,
+    )
+    if ops is not None and (known := ops.find(tensors, options)):
+        return ops.replay_dirac_conv2d(tensors, known)
+    native = _native(input, backend)
+    if native is not input:
+        return dirac_conv2d(
+            *(native, weight, alpha, beta, bias, stride, padding, dilation, groups),
+            form=form,
+            eps=eps,
+            activation=activation,
+            precision=precision,
+            backend=backend,
+        )
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
-    _check_dirac_arguments(weight, alpha, beta, eps, groups, (4,))
+    check_dirac_arguments(weight, alpha, beta, eps, groups, (4,))
     if weight.dtype not in (input.dtype, torch.float32):
         raise TypeError(f"weight must have input's dtype {input.dtype} or float32, got {weight.dtype}")
-    call = _check_call(input, weight, bias, None, stride, padding, dilation, groups, activation, precision)
+    call = check_call(input, weight, bias, None, stride, padding, dilation, groups, activation, precision)
     on_triton = use_triton(backend, input.dtype, input.device)
     split = uses_split(form, input.dtype, on_triton)
-    problem = call.problem
     if not on_triton:
         prepared = torch_backend.dirac_weight(
             weight, alpha, beta, eps=eps, identity=not split, dtype=input.dtype, groups=groups
         )
-        return _run(call, prepared, bias, alpha if split else None, False, False)
-    settings = ops.Settings(
-        *(eps, split, problem.stride, problem.padding, problem.dilation, groups),
-        *(call.relu, call.precision, backend == "auto"),
-    )
-    output, steady = ops.dirac_conv2d(call.batched, *tensors[1:], settings)
-    capturing = input.is_cuda and torch.cuda.is_current_stream_capturing()  # picks are not settled in a capture
-    if steady is not None and key is not None and call.batched is input and not capturing:
-        if len(_steady) >= _MOST_STEADY:
-            _steady.clear()
-        _steady[key] = steady
+        return _by_torch(call, prepared, bias, alpha if split else None)
+    settings = ops.DiracSettings(eps, split, *call.geometry, call.relu, call.precision, backend == "auto")
+    output = ops.dirac_conv2d((call.batched, *tensors[1:]), settings, options)
     return output.squeeze(0) if call.squeeze else output
 
 
-# Calls that were checked and planned before: what to launch, by all that the checks and the plan depend on.
-_steady: dict[tuple | None, ops.SteadyLayer] = {}
-_MOST_STEADY = 1024  # layers times shapes; a net has tens
+def _native(tensor: Tensor, backend: str) -> Tensor:
+    """The image or filter bank in autocast's dtype and, where Triton's kernels may run, in their layout."""
+    dtype = autocast_dtype(tensor)
+    if dtype is not None:
+        tensor = tensor.to(dtype)
+    if torch.compiler.is_compiling() or not is_plain(tensor):
+        return tensor
+    may_launch = backend == "triton" or (backend == "auto" and tensor.is_cuda)
+    if may_launch and tensor.dim() == 4 and tensor.dtype in TRITON_DTYPES:
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
 
 
-def _steady_key(tensors, options) -> tuple | None:
-    """Everything but the tensors' contents and addresses; None where a list among the options cannot be looked up."""
-    for option in options[:3]:
-        if type(option) is list:
-            return None
-    x, w, a, b, bias = tensors
-    return (
-        *(x.shape, x.stride(), x.dtype, x.device, w.shape, w.stride(), w.dtype, w.device),
-        *(a.shape, a.stride(), a.dtype, a.device, b.shape, b.stride(), b.dtype, b.device),
-        None if bias is None else (bias.shape, bias.stride(), bias.dtype, bias.device),
-        options,
-        torch.are_deterministic_algorithms_enabled(),
-        x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
-    )
-
-
-class _Call(NamedTuple):
-    """A checked convolution: the input with a batch, the problem, and how it is to be computed."""
-
-    batched: Tensor
-    problem: ConvProblem
-    relu: bool
-    precision: str
-    squeeze: bool
-
-
-def _check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision) -> _Call:
-    _check_same_device(input=input, weight=weight, bias=bias, alpha=alpha)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or 'relu', got {activation!r}")
-    if precision is not None and precision not in PRECISIONS:
-        names = ", ".join(map(repr, PRECISIONS))
-        raise ValueError(f"precision must be None or one of {names}, got {precision!r}")
-    if input.dim() not in (3, 4):
-        raise ValueError(f"input must have shape (N, C, H, W) or (C, H, W), got {tuple(input.shape)}")
-    squeeze = input.dim() == 3
-    batched = input.unsqueeze(0) if squeeze else input
-    traced = torch.compiler.is_compiling() or not is_plain(input, weight)  # sizes may be symbols, which have no hash
-    resolve = _resolve.__wrapped__ if traced else _resolve
-    problem = resolve(
-        tuple(batched.shape),
-        tuple(weight.shape),
-        _hashable(stride),
-        padding if isinstance(padding, str) else _hashable(padding),
-        _hashable(dilation),
-        groups,
-    )
-    if bias is not None:
-        _check_bias(bias, problem.K, input.dtype)
-    return _Call(batched, problem, activation == "relu", precision or "default", squeeze)
-
-
-def _run(call: _Call, weight: Tensor, bias: Tensor | None, alpha: Tensor | None, on_triton: bool, auto: bool) -> Tensor:
-    """The checked convolution; ``alpha`` is the split form's identity term."""
-    problem = call.problem
-    if on_triton:
-        geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
-        output = ops.conv2d(call.batched, weight, bias, alpha, *geometry, call.relu, call.precision, auto)
-    else:
-        output = torch_backend.conv2d(call.batched, weight, bias, alpha, problem, relu=call.relu)
+def _by_torch(call: Call, weight: Tensor, bias: Tensor | None, alpha: Tensor | None) -> Tensor:
+    output = torch_backend.conv2d(call.batched, weight, bias, alpha, call.problem, relu=call.relu)
     return output.squeeze(0) if call.squeeze else output
-
-
-# --- checks -----------------------------------------------------------------------------------------------
-
-
-def _hashable(value: IntOrPair) -> IntOrPair:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _pair(name: str, value: IntOrPair, least: int) -> tuple[int, int]:
-    """An integer or a pair of integers, each at least ``least``, as a pair."""
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
-    if len(pair) != 2 or not all(isinstance(n, (int, torch.SymInt)) and n >= least for n in pair):
-        kind = "positive" if least == 1 else "non-negative"
-        raise ValueError(f"{name} must be a {kind} integer or a pair of them, got {value!r}")
-    return pair  # type: ignore[return-value]
-
-
-@lru_cache(maxsize=4096)
-def _resolve(input_shape, weight_shape, stride, padding, dilation, groups) -> ConvProblem:
-    """The checked problem; cached, since a training step repeats its few problems."""
-    if len(weight_shape) != 4:
-        raise ValueError(f"weight must have shape (K, C / groups, R, S), got {weight_shape}")
-    n, c, h, w = input_shape
-    k, group_channels, r, s = weight_shape
-    stride = _pair("stride", stride, 1)
-    dilation = _pair("dilation", dilation, 1)
-    if not isinstance(groups, int) or groups < 1 or c % groups or k % groups:
-        raise ValueError(
-            f"groups must be a positive integer that divides input's {c} channels and weight's {k} filters, "
-            f"got {groups!r}"
-        )
-    if c != group_channels * groups:
-        raise ValueError(
-            f"input has {c} channels, but weight of shape {weight_shape} with groups={groups} takes "
-            f"{group_channels * groups}"
-        )
-    if min(k, group_channels, r, s) < 1:
-        raise ValueError(f"weight must not be empty, got shape {weight_shape}")
-    sides = _sides(padding, stride, dilation, (r, s))
-    problem = ConvProblem(n, c, h, w, k, r, s, stride, sides, dilation, groups)
-    if problem.P < 1 or problem.Q < 1:
-        raise ValueError(
-            f"output would be empty ({problem.P} x {problem.Q}): input is {h} x {w}, padding (top, bottom, "
-            f"left, right) {sides}, the dilated window {dilation[0] * (r - 1) + 1} x {dilation[1] * (s - 1) + 1}"
-        )
-    return problem
-
-
-def _sides(padding, stride, dilation, window) -> tuple[int, int, int, int]:
-    """Padding as (top, bottom, left, right). "same" puts the odd pixel last, as torch does."""
-    if not isinstance(padding, str):
-        vertical, horizontal = _pair("padding", padding, 0)
-        return (vertical, vertical, horizontal, horizontal)
-    if padding == "valid":
-        return (0, 0, 0, 0)
-    if padding != "same":
-        raise ValueError(f"padding must be an integer, a pair, 'same' or 'valid', got {padding!r}")
-    if stride != (1, 1):
-        raise ValueError(f"padding='same' needs stride 1, got stride {stride}")
-    totals = [step * (size - 1) for step, size in zip(dilation, window, strict=True)]
-    (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in totals)
-    return (top, bottom, left, right)
-
-
-def _check_dirac_arguments(weight, alpha, beta, eps, groups, ranks) -> None:
-    if weight.dim() not in ranks:
-        window = "R, S" if ranks == (4,) else "*window"
-        raise ValueError(f"weight must have shape (K, C / groups, {window}), got {tuple(weight.shape)}")
-    if not weight.is_floating_point():
-        raise TypeError(f"weight must be floating-point, got {weight.dtype}")
-    filters = weight.shape[0]
-    if not isinstance(groups, int) or groups < 1 or filters % groups:
-        raise ValueError(f"groups must be a positive integer that divides weight's {filters} filters, got {groups!r}")
-    _check_per_filter("alpha", alpha, filters, "weight", weight.dtype)
-    _check_per_filter("beta", beta, filters, "weight", weight.dtype)
-    _check_same_device(weight=weight, alpha=alpha, beta=beta)
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps!r}")
-
-
-def _check_per_filter(name: str, tensor: Tensor, filters: int, owner: str, dtype: torch.dtype) -> None:
-    if tensor.dim() != 1 or tensor.shape[0] not in (1, filters):
-        raise ValueError(f"{name} must have shape ({filters},) or (1,), got {tuple(tensor.shape)}")
-    if tensor.dtype not in (dtype, torch.float32):
-        raise TypeError(f"{name} must have {owner}'s dtype {dtype} or float32, got {tensor.dtype}")
-
-
-def _check_same_device(**tensors: Tensor | None) -> None:
-    (first, reference), *rest = tensors.items()
-    for name, tensor in rest:
-        if tensor is not None and tensor.device != reference.device:  # type: ignore[union-attr]
-            raise ValueError(
-                f"{name} must be on {first}'s device {reference.device}, "  # type: ignore[union-attr]
-                f"got {tensor.device}"
-            )
-
-
-def _check_bias(bias: Tensor, filters: int, dtype: torch.dtype) -> None:
-    if bias.dim() != 1 or bias.shape[0] != filters:
-        raise ValueError(f"bias must have shape ({filters},), got {tuple(bias.shape)}")
-    if bias.dtype not in (dtype, torch.float32):
-        raise TypeError(f"bias must have input's dtype {dtype} or float32, got {bias.dtype}")
 
 
 def _format(dim: int, channels_last: bool) -> torch.memory_format:
@@ -465,16 +323,6 @@ def _wants_channels_last(weight: Tensor, memory_format: torch.memory_format | No
             f"{f' or {own}' if own else ''}, got {memory_format}"
         )
     return memory_format == own
-
-
-def autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """The dtype to cast to under autocast, None outside it; float64 stays, as in torch."""
-    device_type = input.device.type
-    if device_type not in ("cuda", "cpu") or input.dtype == torch.float64:
-        return None
-    if not torch.is_autocast_enabled(device_type):
-        return None
-    return torch.get_autocast_dtype(device_type)
 
 
 def use_triton(backend: str, dtype: torch.dtype, device: torch.device, accepted: tuple = TRITON_DTYPES) -> bool:

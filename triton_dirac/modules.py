@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from triton_dirac import torch_backend
-from triton_dirac.functional import BACKENDS, FORMS, autocast_dtype, conv2d, dirac_conv2d, dirac_weight
+from triton_dirac.functional import BACKENDS, FORMS, conv2d, dirac_conv2d, dirac_weight
 from triton_dirac.module_checks import check_arguments, check_choice
+from triton_dirac.tracing import autocast_dtype
 
 ALPHA_START = 1.0
 BETA_START = 0.1
@@ -128,6 +129,14 @@ class _DiracConv(nn.modules.conv._ConvNd):
             entries = _tiled_entries(prepared)
             entries += alpha.unflatten(0, (-1, 1, entries.shape[2]))
         return prepared
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """weight, alpha, beta, bias: from where they lie, since each lookup by attribute takes torch a microsecond."""
+        own = self._parameters
+        try:
+            return own["weight"], own["alpha"], own["beta"], own["bias"]  # type: ignore[return-value]
+        except KeyError:  # parametrised, or pruned
+            return self.weight, self.alpha, self.beta, self.bias
 
     def _ready_filters(self, input: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """(filters, the identity term's alpha): prepared beforehand, or version 1's; None: still to be prepared."""
@@ -253,11 +262,12 @@ class DiracConv2d(_DiracConv, nn.Conv2d):
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input, padding = self._padded(input)
-        rest = (self.bias, self.stride, padding, self.dilation, self.groups)
+        weight, alpha, beta, bias = self._tensors()
+        rest = (bias, self.stride, padding, self.dilation, self.groups)
         if (self.prepared is not None or self.identity == "tiled") and (ready := self._ready_filters(input)):
-            filters, alpha = ready
-            return conv2d(input, filters, *rest, alpha=alpha, backend=self.backend)
-        return dirac_conv2d(input, self.weight, self.alpha, self.beta, *rest, form=self.form, backend=self.backend)
+            filters, term = ready
+            return conv2d(input, filters, *rest, alpha=term, backend=self.backend)
+        return dirac_conv2d(input, weight, alpha, beta, *rest, form=self.form, backend=self.backend)
 
 
 class DiracConv1d(_DiracConv, nn.Conv1d):

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from triton_dirac.functional import autocast_dtype, dirac_weights, use_triton, uses_split
+from triton_dirac.functional import dirac_weights, use_triton, uses_split
 from triton_dirac.modules import Prepared, _DiracConv, has_plain_parameters, state_of
+from triton_dirac.tracing import autocast_dtype
 
 
 @contextmanager

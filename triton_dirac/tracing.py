@@ -1,4 +1,4 @@
-"""When eager code may skip torch's dispatcher, and when a transform of torch.func must see every operation."""
+"""What torch is doing around a call: tracing, transforming, casting."""
 
 from __future__ import annotations
 
@@ -24,3 +24,13 @@ def is_plain(*tensors: Tensor | None) -> bool:
         if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg()):
             return False
     return True
+
+
+def autocast_dtype(input: Tensor) -> torch.dtype | None:
+    """The dtype to cast to under autocast, None outside it; float64 stays, as in torch."""
+    device_type = input.device.type
+    if device_type not in ("cuda", "cpu") or input.dtype == torch.float64:
+        return None
+    if not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)

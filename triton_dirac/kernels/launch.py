@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FunctionType
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 # Triton decides when a kernel is decorated, so what held at import is what holds.
 INTERPRETED: bool = triton.knobs.runtime.interpret
@@ -45,20 +47,28 @@ class Launch:
     constexprs: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, int] = field(default_factory=dict)
 
-    def run(self, **tensors: Tensor | None) -> None:
+    def run(self, **tensors: Any) -> None:
         """Launch on the tensors' device; nothing is launched for an empty grid.
 
-        ``tensors`` are the arguments that a launch taken apart by ``replayable`` lacks.
+        ``tensors`` are the arguments that a ``Template``'s launch lacks.
         """
         note(self)
         if 0 in self.grid:
             return
-        launch = self.kernel[self.grid]
-        if not INTERPRETED:
-            launch(**self.args, **tensors, **self.constexprs, **self.options)
-            return
-        with _INTERPRETER:
-            _with_room(partial(launch, **self.args, **tensors, **self.constexprs, **self.options))
+        arguments = {**self.args, **tensors}
+        launch = partial(self.kernel[self.grid], **arguments, **self.constexprs, **self.options)
+        if INTERPRETED:
+            with _INTERPRETER:
+                _with_room(launch)
+        else:
+            with _on_device_of(arguments):
+                launch()
+
+
+def _on_device_of(arguments: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, wherever the tensors are."""
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    return nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
 def note(launch: Launch) -> None:
@@ -81,21 +91,41 @@ def recorded() -> Iterator[list[Launch]]:
             outer.extend(launches)
 
 
-def replayable(launch: Launch, tensors: Sequence[Tensor | None]) -> tuple[Launch, list[tuple[str, int]]] | None:
-    """(the launch without its tensors, [(argument, index in ``tensors``)]) for running it again on others.
+@dataclass(frozen=True)
+class Template:
+    """A launch without its tensors, to be run on others of the same shapes, strides and dtypes.
 
-    None if it holds a tensor that is not among ``tensors`` (a copy) or a tensor descriptor, or if two of
-    ``tensors`` are the same, which does not tell which of them an argument was.
+    ``places`` are (argument, index among the call's tensors); ``descriptors`` (argument, index, sizes, strides,
+    block), of which Triton wants addresses that 16 divides.
     """
-    places = {id(tensor): index for index, tensor in enumerate(tensors) if tensor is not None}
-    if len(places) < sum(tensor is not None for tensor in tensors):
-        return None
-    rest, binding = {}, []
-    for name, value in launch.args.items():
-        if value is None or isinstance(value, (int, float)):
-            rest[name] = value
-        elif id(value) in places:
-            binding.append((name, places[id(value)]))
-        else:
+
+    launch: Launch
+    places: tuple[tuple[str, int], ...]
+    descriptors: tuple[tuple[str, int, tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, launch: Launch, tensors: Sequence[Tensor | None]) -> Template | None:
+        """None if the launch holds a tensor that is not among ``tensors`` (a copy), or if two of ``tensors`` are the
+        same, which does not tell which of them an argument was."""
+        indices = {id(tensor): index for index, tensor in enumerate(tensors) if tensor is not None}
+        addresses = {tensor.data_ptr(): index for index, tensor in enumerate(tensors) if tensor is not None}
+        if len(indices) < sum(tensor is not None for tensor in tensors):
             return None
-    return replace(launch, args=rest), binding
+        rest, places, descriptors = {}, [], []
+        for name, value in launch.args.items():
+            if value is None or isinstance(value, (int, float)):
+                rest[name] = value
+            elif id(value) in indices:
+                places.append((name, indices[id(value)]))
+            elif isinstance(value, TensorDescriptor) and value.base.data_ptr() in addresses:
+                layout = (tuple(value.shape), tuple(value.strides), tuple(value.block_shape))
+                descriptors.append((name, addresses[value.base.data_ptr()], *layout))
+            else:
+                return None
+        return cls(replace(launch, args=rest), tuple(places), tuple(descriptors))
+
+    def run(self, tensors: Sequence[Tensor | None]) -> None:
+        arguments: dict[str, Any] = {name: tensors[index] for name, index in self.places}
+        for name, index, *layout in self.descriptors:
+            arguments[name] = TensorDescriptor(tensors[index], *layout)
+        self.launch.run(**arguments)

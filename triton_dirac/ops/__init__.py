@@ -8,19 +8,20 @@ The functions below are the eager entry points: they skip PyTorch's dispatcher, 
 the launch, when nothing needs it.
 """
 
-from triton_dirac.ops.conv import conv2d
-from triton_dirac.ops.dirac import Settings, SteadyLayer, dirac_conv2d, replay
+from triton_dirac.ops.conv import ConvSettings, conv2d, replay_conv2d
+from triton_dirac.ops.dirac import DiracSettings, dirac_conv2d, replay_dirac_conv2d
 from triton_dirac.ops.prep import may_batch, weight_prep, weight_preps
-from triton_dirac.ops.register import is_plain
+from triton_dirac.ops.replay import find
 
 __all__ = [
-    "Settings",
-    "SteadyLayer",
+    "ConvSettings",
+    "DiracSettings",
     "conv2d",
     "dirac_conv2d",
-    "is_plain",
+    "find",
     "may_batch",
-    "replay",
+    "replay_conv2d",
+    "replay_dirac_conv2d",
     "weight_prep",
     "weight_preps",
 ]

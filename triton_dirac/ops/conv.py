@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from triton_dirac import torch_backend
 from triton_dirac.kernels.conv_dgrad import dgrad
 from triton_dirac.kernels.conv_fprop import fprop
 from triton_dirac.kernels.conv_wgrad import wgrad
+from triton_dirac.kernels.launch import recorded
 from triton_dirac.ops.register import (
     GEOMETRY,
     define,
@@ -22,11 +24,31 @@ from triton_dirac.ops.register import (
     register_gradient,
     twin_gradient,
 )
+from triton_dirac.ops.replay import Replay, remember
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning.picks import choose
 from triton_dirac.tuning.targets import target_of
 
 Run = Callable[[], Tensor]
+
+
+class ConvSettings(NamedTuple):
+    """All of ``conv2d``'s arguments that are not tensors, in the operator's order; ``padding`` has four sides.
+
+    ``auto``: whether a pass may take torch's convolution (cuDNN) instead, where that was measured to be faster.
+    """
+
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+    relu: bool
+    precision: str
+    auto: bool
+
+    @property
+    def geometry(self) -> tuple[Any, Any, Any, Any]:
+        return self[:4]
 
 
 @lru_cache(maxsize=4096)
@@ -169,29 +191,40 @@ conv_wgrad = define(
 
 
 def _conv_setup(ctx, inputs, output):
-    image, weight, bias, alpha, *ctx.geometry, ctx.relu, ctx.precision, ctx.auto = inputs
+    image, weight, bias, alpha, *settings = inputs
+    _keep(ctx, image, weight, bias, alpha, ConvSettings(*settings), output)
+
+
+def _keep(ctx, image, weight, bias, alpha, settings: ConvSettings, output) -> None:
+    """What the backward needs."""
+    ctx.settings = settings
     ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(image, weight, alpha, output if ctx.relu else None)
+    ctx.save_for_backward(image, weight, alpha, output if settings.relu else None)
 
 
-def _conv_backward(ctx, grad):
+def _conv_gradients(ctx, grad):
+    """Of image, weight, bias and alpha."""
+    s = ctx.settings
     image, weight, alpha, output = ctx.saved_tensors
     need_image, need_weight, need_bias, need_alpha = ctx.needs_input_grad[:4]
-    if ctx.relu:
+    if s.relu:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     direct = may_launch(grad, image, weight)
+    rest = (*s.geometry, s.precision, s.auto)
     dimage = dweight = dbias = dalpha = None
     if need_image:
-        run = dgrad_run if direct else conv_dgrad
-        dimage = run(grad, weight, alpha, image.shape, *ctx.geometry, ctx.precision, ctx.auto)
+        dimage = (dgrad_run if direct else conv_dgrad)(grad, weight, alpha, image.shape, *rest)
     if need_weight:
-        run = wgrad_run if direct else conv_wgrad
-        dweight = run(grad, image, weight.shape, weight.dtype, *ctx.geometry, ctx.precision, ctx.auto)
+        dweight = (wgrad_run if direct else conv_wgrad)(grad, image, weight.shape, weight.dtype, *rest)
     if need_bias:
         dbias = bias_gradient(grad, ctx.bias_dtype)
     if need_alpha:
-        dalpha = _alpha_gradient(grad, image, weight, alpha, dweight, ctx.geometry)
-    return dimage, dweight, dbias, dalpha, None, None, None, None, None, None, None
+        dalpha = _alpha_gradient(grad, image, weight, alpha, dweight, s.geometry)
+    return dimage, dweight, dbias, dalpha
+
+
+def _conv_backward(ctx, grad):
+    return *_conv_gradients(ctx, grad), *(None,) * len(ConvSettings._fields)
 
 
 def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -248,21 +281,40 @@ register_autocast("conv2d", _conv2d_op, _conv_autocast)
 
 
 class _Conv2d(torch.autograd.Function):
+    """The operator below the dispatcher, in full or as a replay."""
+
     @staticmethod
-    def forward(ctx, *arguments):
-        output = run(*arguments)
-        _conv_setup(ctx, arguments, output)
+    def forward(ctx, image, weight, bias, alpha, settings, options, replay):
+        tensors = (image, weight, bias, alpha)
+        if replay is not None and replay.steps is not None:
+            (output,) = replay.run(tensors)
+        else:
+            with recorded() as launches:
+                output = run(*tensors, *settings)
+            if options is not None:
+                remember(tensors, options, settings, (output,), launches, usual=1)
+        _keep(ctx, *tensors, settings, output)
         return output
 
-    backward = staticmethod(_conv_backward)
+    @staticmethod
+    def backward(ctx, grad):
+        return *_conv_gradients(ctx, grad), None, None, None
 
 
-def conv2d(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto) -> Tensor:
-    """relu?(conv(x, w) + bias + alpha * x[centre tap]), differentiable; ``padding`` has four sides.
+# autograd.Function.apply without its search for functorch's wrappers: is_plain has excluded them.
+_apply = super(torch.autograd.Function, _Conv2d).apply
 
-    ``auto``: whether a pass may take torch's convolution (cuDNN) instead, where that was measured to be faster.
+
+def conv2d(tensors: tuple[Tensor | None, ...], settings: ConvSettings, options: tuple | None = None) -> Tensor:
+    """relu?(conv(x, w) + bias + alpha * x[centre tap]), differentiable; ``tensors`` are (x, w, bias, alpha).
+
+    ``options`` are the caller's arguments, by which ``replay.find`` finds the call when it comes again, if it is to.
     """
-    arguments = (image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto)
-    if torch.compiler.is_compiling() or not is_plain(image, weight, bias, alpha):
-        return _conv2d_op(*arguments)
-    return _Conv2d.apply(*arguments)
+    if torch.compiler.is_compiling() or not is_plain(*tensors):
+        return _conv2d_op(*tensors, *settings)
+    return _apply(*tensors, settings, options, None)
+
+
+def replay_conv2d(tensors: tuple[Tensor | None, ...], replay: Replay) -> Tensor:
+    """``conv2d`` again, on tensors that ``replay`` fits."""
+    return _apply(*tensors, replay.settings, None, replay)

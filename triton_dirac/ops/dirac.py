@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from triton_dirac.kernels.launch import Launch, recorded, replayable
+from triton_dirac.kernels.launch import recorded
 from triton_dirac.ops import conv, prep
 from triton_dirac.ops.register import GEOMETRY, define, is_plain, may_launch, register_autocast, register_gradient
+from triton_dirac.ops.replay import Replay, remember
 
 
-class Settings(NamedTuple):
-    """All of the operator's arguments that are not tensors, in its order; ``padding`` has four sides."""
+class DiracSettings(NamedTuple):
+    """All of the operator's arguments that are not tensors, in its order; the last seven are ``ConvSettings``'s."""
 
     eps: float
     split: bool
@@ -34,19 +35,23 @@ class Settings(NamedTuple):
     def geometry(self) -> tuple[Any, Any, Any, Any]:
         return self[2:6]
 
+    @property
+    def conv(self) -> conv.ConvSettings:
+        return conv.ConvSettings(*self[2:])
+
 
 def _run(image, weight, alpha, beta, bias, *arguments) -> tuple[Tensor, Tensor, Tensor]:
-    s = Settings(*arguments)
+    s = DiracSettings(*arguments)
     filters, norm = prep.run(weight, alpha, beta, s.eps, not s.split, image.dtype, True, s.groups)
     identity = alpha if s.split else None
-    output = conv.run(image, filters, bias, identity, *s.geometry, s.relu, s.precision, s.auto)
+    output = conv.run(image, filters, bias, identity, *s.conv)
     return output, filters, norm
 
 
 def _fake(image, weight, alpha, beta, bias, *arguments):
-    s = Settings(*arguments)
+    s = DiracSettings(*arguments)
     filters, norm = prep.fake(weight, alpha, beta, s.eps, not s.split, image.dtype, True, s.groups)
-    output = conv.fake(image, filters, bias, alpha, *s.geometry, s.relu, s.precision, s.auto)
+    output = conv.fake(image, filters, bias, alpha, *s.conv)
     return output, filters, norm
 
 
@@ -59,11 +64,15 @@ _dirac_conv2d = define(
 
 
 def _setup(ctx, inputs, output):
-    image, weight, alpha, beta, bias, *arguments = inputs
     result, filters, norm = output
-    ctx.settings = Settings(*arguments)
-    ctx.save_for_backward(image, weight, alpha, beta, bias, filters, norm, result if ctx.settings.relu else None)
+    _keep(ctx, inputs[:5], DiracSettings(*inputs[5:]), filters, norm, result)
     ctx.mark_non_differentiable(filters, norm)
+
+
+def _keep(ctx, tensors, settings: DiracSettings, filters, norm, output) -> None:
+    """What the backward needs."""
+    ctx.settings = settings
+    ctx.save_for_backward(*tensors, filters, norm, output if settings.relu else None)
 
 
 def _gradients(ctx, grad):
@@ -97,7 +106,7 @@ def _differentiable_gradients(ctx, grad):
     points = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors[:5]]
     x, w, a, b, bias = points
     filters = prep.weight_prep(w, a, b, s.eps, not s.split, x.dtype, True, s.groups)
-    output = conv.conv2d(x, filters, bias, a if s.split else None, *s.geometry, s.relu, s.precision, s.auto)
+    output = conv.conv2d((x, filters, bias, a if s.split else None), s.conv)
     wanted = [i for i in range(5) if ctx.needs_input_grad[i]]
     found = torch.autograd.grad(output, [points[i] for i in wanted], grad, create_graph=True, allow_unused=True)
     gradients = dict(zip(wanted, found, strict=True))
@@ -105,7 +114,7 @@ def _differentiable_gradients(ctx, grad):
 
 
 def _backward(ctx, grad, *_):
-    return *_gradients(ctx, grad), *(None,) * len(Settings._fields)
+    return *_gradients(ctx, grad), *(None,) * len(DiracSettings._fields)
 
 
 register_gradient("dirac_conv2d", _backward, _setup)
@@ -117,57 +126,20 @@ def _flops(image_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
     return conv.flops(out_shape[0], weight_shape)
 
 
-# --- eager entry points -----------------------------------------------------------------------------------
-
-
-class SteadyLayer:
-    """A layer's launches as they were in an earlier call, without the tensors.
-
-    Checking and planning cost the host several times what launching does, and a training step repeats its few
-    layers. A replay is right for tensors of the same shapes, strides, dtypes and device.
-    """
-
-    def __init__(self, settings: Settings, launches: list, outputs: tuple[Tensor, ...]) -> None:
-        self.settings = settings
-        self.launches = launches
-        filters, norm, output = outputs
-        self.filters = filters.shape, filters.stride()
-        self.norm = norm.shape, norm.dtype
-        self.output = output.shape, output.stride()
-
-    @classmethod
-    def of(cls, settings: Settings, launches: list[Launch], inputs, outputs) -> SteadyLayer | None:
-        """None where a call cannot be replayed: it copied a tensor, tuned a kernel, took cuDNN or a descriptor."""
-        steps = [replayable(launch, (*inputs, *outputs)) for launch in launches]
-        if len(steps) != 2 or None in steps:
-            return None
-        return cls(settings, steps, outputs)
-
-    def run(self, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        image: Tensor = inputs[0]  # type: ignore[assignment]  # its dtype and device are those of both
-        filters = image.new_empty_strided(*self.filters)
-        norm = image.new_empty(self.norm[0], dtype=self.norm[1])
-        output = image.new_empty_strided(*self.output)
-        tensors = (*inputs, filters, norm, output)
-        for launch, binding in self.launches:
-            launch.run(**{name: tensors[index] for name, index in binding})
-        return filters, norm, output
-
-
 class _DiracConv2d(torch.autograd.Function):
     """The operator below the dispatcher, in full or as a replay."""
 
     @staticmethod
-    def forward(ctx, image, weight, alpha, beta, bias, settings, steady, found):
-        inputs = (image, weight, alpha, beta, bias)
-        if steady is not None:
-            filters, norm, output = steady.run(inputs)
+    def forward(ctx, image, weight, alpha, beta, bias, settings, options, replay):
+        tensors = (image, weight, alpha, beta, bias)
+        if replay is not None and replay.steps is not None:
+            filters, norm, output = replay.run(tensors)
         else:
             with recorded() as launches:
-                output, filters, norm = _run(*inputs, *settings)
-            found.append(SteadyLayer.of(settings, launches, inputs, (filters, norm, output)))
-        ctx.settings = settings
-        ctx.save_for_backward(*inputs, filters, norm, output if settings.relu else None)
+                output, filters, norm = _run(*tensors, *settings)
+            if options is not None:
+                remember(tensors, options, settings, (filters, norm, output), launches, usual=2)
+        _keep(ctx, tensors, settings, filters, norm, output)
         return output
 
     @staticmethod
@@ -175,19 +147,20 @@ class _DiracConv2d(torch.autograd.Function):
         return *_gradients(ctx, grad), None, None, None
 
 
-def dirac_conv2d(image, weight, alpha, beta, bias, settings: Settings) -> tuple[Tensor, SteadyLayer | None]:
-    """(relu?(conv(x, What) + bias), how to do the same again): arguments as ``triton_dirac.functional`` checked."""
-    if torch.compiler.is_compiling() or not is_plain(image, weight, alpha, beta, bias):
-        return _dirac_conv2d(image, weight, alpha, beta, bias, *settings)[0], None
-    found: list[SteadyLayer | None] = []
-    output = _DiracConv2d.apply(image, weight, alpha, beta, bias, settings, None, found)
-    return output, found[0]
-
-
 # autograd.Function.apply without its search for functorch's wrappers: is_plain has excluded them.
 _apply = super(torch.autograd.Function, _DiracConv2d).apply
 
 
-def replay(tensors: tuple[Tensor | None, ...], steady: SteadyLayer) -> Tensor:
-    """``dirac_conv2d`` again, for ordinary tensors of the same shapes, strides, dtypes and device."""
-    return _apply(*tensors, steady.settings, steady, None)
+def dirac_conv2d(tensors: tuple[Tensor | None, ...], settings: DiracSettings, options: tuple | None = None) -> Tensor:
+    """relu?(conv(x, What) + bias), differentiable; ``tensors`` are (x, W, alpha, beta, bias), as checked.
+
+    ``options`` are the caller's arguments, by which ``replay.find`` finds the call when it comes again, if it is to.
+    """
+    if torch.compiler.is_compiling() or not is_plain(*tensors):
+        return _dirac_conv2d(*tensors, *settings)[0]
+    return _apply(*tensors, settings, options, None)
+
+
+def replay_dirac_conv2d(tensors: tuple[Tensor | None, ...], replay: Replay) -> Tensor:
+    """``dirac_conv2d`` again, on tensors that ``replay`` fits."""
+    return _apply(*tensors, replay.settings, None, replay)
