@@ -167,7 +167,7 @@ def _layer_rows(part: pd.DataFrame, contenders: Sequence[str]) -> list[dict[str,
             {
                 "pass": where["pass"],
                 "layer": where["layer"],
-                "occurs": _occurs(of["nets"].iloc[0]),
+                "occurs": occurs(of["nets"].iloc[0]),
                 "cells": [(name, cells.get(name)) for name in contenders],
             }
         )
@@ -175,7 +175,7 @@ def _layer_rows(part: pd.DataFrame, contenders: Sequence[str]) -> list[dict[str,
     return sorted(rows, key=lambda row: passes.index(row["pass"]))
 
 
-def _occurs(nets: Mapping[str, float]) -> str:
+def occurs(nets: Mapping[str, float]) -> str:
     """ "8 times in the net"; "4 and 6 times in the nets", in the order of their names; "" where each has it once."""
     if all(count == 1 for count in nets.values()):
         return ""

@@ -24,7 +24,8 @@ CPU_CONTENDERS = {
 }
 GPU_CONTENDERS = {
     "weight_prep": {"reference": 3.0, "weight_norm": 1.6, "compile": 1.2, "triton-prep": 0.5},
-    "conv": {"cudnn": 1.0, "cudnn-nchw": 1.4, "triton": 0.97},
+    "conv": {"cudnn": 1.0, "cudnn-nchw": 1.4, "inductor": 1.3, "flag_gems": 2.1, "triton": 0.97,
+             "triton-gather": 1.1, "triton-tile": 0.98},
     "dirac_block": {"reference": 1.4, "compile": 1.2, "triton-split": 0.98, "triton-materialised": 1.0,
                     "triton-prep+cudnn": 1.0},
 }  # fmt: skip

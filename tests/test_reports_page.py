@@ -357,3 +357,16 @@ def test_intervals_read_well():
     assert render.span(0.98, 1.02) == "0.98–1.02"
     assert render.span(9.8e-4, 1.2e-3, "time") == "0.98–1.20 ms"
     assert render.span(float("nan"), float("nan")) == ""
+
+
+@pytest.mark.parametrize(
+    "nets, expected",
+    [
+        ({"A": 8}, "8 times in the net"),
+        ({"A": 4.0, "B": 6.0}, "4 and 6 times in the nets"),
+        ({"A": 1, "B": 1}, ""),
+        ({"": 1}, ""),
+    ],
+)
+def test_how_often_a_layer_occurs_reads_well(nets, expected):
+    assert page.occurs(nets) == expected
