@@ -58,6 +58,13 @@ def test_times_become_ratios_to_the_baseline(tmp_path):
     assert np.isnan(found.loc["cudnn", "ratio"])
 
 
+def test_a_forced_loader_is_compared_and_not_counted_as_ours(tmp_path):
+    times = {"cudnn": 1.0, "triton": 0.5, "triton-gather": 2.0, "triton-tile": 0.5, "inductor": 2.0}
+    found = compare(results(tmp_path, [benchmark(*PLACE, name, [time] * 7) for name, time in times.items()]))
+    assert found.loc["triton-gather", "verdict"] == "slower"
+    assert list(found.index[found["ours"]]) == ["triton"]
+
+
 def test_too_few_samples_are_ambiguous_however_far_apart(tmp_path):
     entries = [benchmark(*PLACE, "cudnn", [1.0] * 4), benchmark(*PLACE, "triton", [0.1] * 4)]
     assert compare(results(tmp_path, entries)).loc["triton", "verdict"] == "ambiguous"
