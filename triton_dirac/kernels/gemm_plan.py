@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from triton_dirac.kernels.gather_gemm import gather_gemm
+from triton_dirac.kernels.gather_gemm import gather_gemm, vector_width
 from triton_dirac.kernels.launch import INTERPRETED, Launch
 from triton_dirac.kernels.tile_gemm import tile_gemm
 from triton_dirac.problem import ConvProblem
@@ -94,7 +94,8 @@ def plan(
         row_tiles, images = -(-N * pixels // config.block_m), config.block_m // max(pixels, 1) + 2
     # One image more for the padding around the first and the last.
     wide = (images + 1) * max(H * W * C, P * Q * K) * groups >= INT32
-    args["weight"] = weight
+    last = K if dgrad else C  # of the weight's dimensions
+    args |= {"weight": weight, "weight_vectors": problem.R * problem.S * last // vector_width(last)}
     constexprs |= {
         "STRIDE_H": stride_h, "STRIDE_W": stride_w,
         "BATCH_ORDER": batch_order, "PADDED": _reads_outside(problem, dgrad),
