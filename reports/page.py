@@ -207,8 +207,9 @@ def _mean_rows(means: pd.DataFrame) -> list[dict[str, Any]]:
     if means.empty:
         return []
     by = [name for name in verdict.GROUP if name not in ("run", "suite")]
+    nets = list(dict.fromkeys(means["net"]))  # a net's rows together, also where it shares its layers with another
     rows = []
-    for key, of in means.groupby(by, sort=False):
+    for key, of in means.sort_values("net", key=lambda net: net.map(nets.index), kind="stable").groupby(by, sort=False):
         cells = {row["contender"]: row for row in of.to_dict("records")}
         rows.append(dict(zip(by, key, strict=True)) | {"cells": cells, "places": int(of["places"].iloc[0])})
     return rows

@@ -370,3 +370,20 @@ def test_intervals_read_well():
 )
 def test_how_often_a_layer_occurs_reads_well(nets, expected):
     assert page.occurs(nets) == expected
+
+
+def test_the_means_of_nets_that_share_layers_stand_net_by_net(tmp_path):
+    nets = {"A": 4, "B": 6}
+    entries = [
+        benchmark("conv", way, "A, B", "layer", "float16", name, [1.0] * 7, nets=nets)
+        for way in ("fprop", "dgrad")
+        for name in ("cudnn", "triton")
+    ]
+    text = Page((made(tmp_path, {"benchmarks": entries}) / "index.html").read_text()).text
+    assert re.findall(r"(fprop|dgrad) (A|B) · float16", text) == [
+        ("fprop", "A"),
+        ("dgrad", "A"),
+        ("fprop", "B"),
+        ("dgrad", "B"),
+    ]
+    assert "4 and 6 times in the nets" in text
