@@ -93,8 +93,8 @@ def test_gradients_are_counted_too():
 def test_ours_is_counted_on_the_way_that_it_runs():
     """The counter is a dispatch mode, and under one our code would take another way."""
     forward, both = (counting.count_operations(BY_NAME["auto"].build(work(d))).launches for d in PASSES)
-    assert forward == 3 * len(SMALL)
-    assert both == 6 * len(SMALL)
+    assert forward == 2 * len(SMALL) + 2  # the norms of all layers are looked at together
+    assert both == forward + 2 * len(SMALL)
 
 
 @pytest.mark.parametrize("direction, launches", [("forward", 1), ("forward_backward", 2)])
@@ -162,7 +162,7 @@ def test_a_contender_is_checked_counted_and_described(lab):
     assert {row["contender"] for row in lab.lab.accuracy} == {"auto", "weight_norm"}
     assert all(row["passed"] and row["executed_by"] == "cpu" for row in lab.lab.accuracy)
     counts = {row["contender"]: row for row in lab.lab.counted}
-    assert counts["auto"]["launches"] == 9
+    assert counts["auto"]["launches"] == 8
     assert counts["auto"]["bytes"] >= counts["auto"]["least_bytes"]
     assert {row["label"] for row in counts.values()} == {"counted"}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tolerance import assert_as_good_as_torch
 
-from triton_dirac import cpu_prep, dirac_weight, reference, torch_backend
+from triton_dirac import cpu_prep, dirac_weight, dirac_weights, reference, torch_backend
 
 SHAPES = {
     "2-D": ((6, 6, 3, 3), 1),
@@ -60,14 +60,12 @@ def test_layouts_are_kept(shape, groups):
 
 @pytest.mark.parametrize("eps", [1e-12, 1e-3, 10.0])
 @pytest.mark.parametrize("shared", [False, True], ids=["per filter", "shared"])
-def test_rows_that_the_kernels_do_wrong_are_done_again(eps, shared):
+def test_layers_that_the_kernels_do_wrong_are_done_step_by_step(eps, shared):
     weight, alpha, beta = parameters((9, 5, 3, 3), shared)
     weight[0] = 0
     for row, size in enumerate((1e-30, 1e-14, 1e-13, 1e-5, 1e13, 1e18, -1e18), start=1):
         weight[row] *= size
-    unfit = cpu_prep.unfit_rows(torch.linalg.vector_norm(weight.double().flatten(1), dim=1).float(), eps)
-    assert unfit is not None
-    assert set(unfit.tolist()) >= {0, 1, 2, 5, 6, 7}
+    assert cpu_prep._forward([(weight, alpha, beta)], eps, True, [1])[2] == {0}
     grad = torch.randn(weight.shape)
     ours = results(dirac_weight, weight, alpha, beta, grad, torch.float32, backend="torch", eps=eps)
     exact = results(reference.dirac_weight, weight, alpha, beta, grad, torch.float64, eps=eps)
@@ -107,24 +105,95 @@ def test_gradients_share_no_memory_with_what_they_come_from():
 
 
 @pytest.mark.parametrize("shape, groups", SHAPES.values(), ids=SHAPES)
-def test_the_diagonal_is_that_of_the_backend(shape, groups):
+def test_the_entries_are_the_diagonal(shape, groups):
     turned = torch.randn(shape[::-1]).permute(*reversed(range(len(shape))))
-    for tensor in (torch.randn(shape), torch.randn(2, *shape)[1], turned):
-        assert torch.equal(cpu_prep.diagonal(tensor, groups), torch_backend.diagonal(tensor, groups).squeeze(0))
+    last = torch.randn(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+    for tensor in (torch.randn(shape), torch.randn(2, *shape)[1], turned, last):
+        layout = cpu_prep._layout(tensor.shape, tensor.stride(), groups)
+        expected = torch_backend.diagonal(tensor, groups)
+        assert torch.equal(layout.entries(layout.dense(tensor)), expected.view(layout.sizes))
 
 
 def test_nothing_else_goes_to_the_kernels():
-    weight = torch.randn(4, 4, 3, 3)
-    assert cpu_prep.can_run(weight)
-    assert cpu_prep.can_run(torch.nn.Parameter(weight))
+    weight, alpha, beta = parameters((4, 4, 3, 3))
+    assert cpu_prep.can_run([(weight, alpha, beta), (torch.nn.Parameter(weight), alpha, beta)])
     for other in (weight.double(), weight.bfloat16(), weight.to("meta"), weight[:0]):
-        assert not cpu_prep.can_run(other)
+        assert not cpu_prep.can_run([(weight, alpha, beta), (other, alpha, beta)])
     with torch._subclasses.FakeTensorMode():
-        assert not cpu_prep.can_run(torch.randn(4, 4, 3, 3))
+        assert not cpu_prep.can_run([(torch.randn(4, 4, 3, 3), alpha, beta)])
 
 
 def test_no_graph_is_recorded_where_none_is_wanted():
-    weight, alpha, beta = (tensor.requires_grad_() for tensor in parameters((4, 4, 3, 3)))
+    layers = [tuple(tensor.requires_grad_() for tensor in parameters((4, 4, 3, 3))) for _ in range(2)]
     with torch.no_grad():
-        assert not dirac_weight(weight, alpha, beta, backend="torch").requires_grad
-    assert dirac_weight(weight, alpha, beta, backend="torch").requires_grad
+        assert not any(tensor.requires_grad for tensor in dirac_weights(layers, backend="torch"))
+    assert all(tensor.requires_grad for tensor in dirac_weights(layers, backend="torch"))
+    frozen = parameters((4, 4, 3, 3))
+    assert [t.requires_grad for t in dirac_weights([layers[0], frozen], backend="torch")] == [True, False]
+
+
+@pytest.mark.parametrize("hostile", [False, True], ids=["plain", "one layer with a zero filter"])
+def test_a_net_in_one_node_has_the_numbers_of_its_layers(hostile):
+    """Twice, so that the second call is one whose arguments were checked before; one result goes unused."""
+    shapes = [(6, 6, 3, 3), (5, 7, 4), (8, 3, 3, 5), (9, 4, 3, 3), (5, 7, 2, 3, 3)]
+    groups = [1, 1, 2, 1, 1]
+    for _ in range(2):
+        layers = [tuple(t.requires_grad_() for t in parameters(shape, shared=i == 3)) for i, shape in enumerate(shapes)]
+        if hostile:
+            with torch.no_grad():
+                layers[2][0][1] = 0
+        alone = [dirac_weight(*layer, groups=g, backend="torch") for layer, g in zip(layers, groups, strict=True)]
+        together = dirac_weights(layers, groups=groups, backend="torch")
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+        assert len({tensor.grad_fn for tensor in together}) == 1
+        leaves = [tensor for layer in layers for tensor in layer]
+        found = [
+            torch.autograd.grad(sum(t.square().sum() for t in outputs[1:]), leaves, allow_unused=True)
+            for outputs in (alone, together)
+        ]
+        assert found[1][:3] == (None, None, None)
+        assert all(torch.equal(a, b) for a, b in zip(found[0][3:], found[1][3:], strict=True))
+
+
+def test_second_derivatives_of_a_net():
+    layers = [parameters((3, 2, 3, 3)), parameters((4, 4, 3))]
+    leaves = [tensor.requires_grad_() for layer in layers for tensor in layer]
+    upstream = [torch.randn(layer[0].shape) for layer in layers]
+
+    def second(prepare, tensors):
+        outputs = prepare(list(zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)))
+        loss = sum((o.square() * u.to(o.dtype)).sum() for o, u in zip(outputs, upstream, strict=True))
+        first = torch.autograd.grad(loss, tensors, create_graph=True)
+        return torch.autograd.grad(sum(gradient.square().sum() for gradient in first), tensors)
+
+    wide = [tensor.detach().double().requires_grad_() for tensor in leaves]
+    plain = [tensor.detach().requires_grad_() for tensor in leaves]
+    by_reference = lambda layers: [reference.dirac_weight(*layer) for layer in layers]  # noqa: E731
+    for name, *tensors in zip(
+        ("weight", "alpha", "beta") * 2,
+        second(lambda layers: dirac_weights(layers, backend="torch"), leaves),
+        second(by_reference, wide),
+        second(by_reference, plain),
+        strict=True,
+    ):
+        assert_as_good_as_torch(name, *tensors)
+
+
+def test_a_net_that_differs_is_checked_again():
+    layers = [parameters((4, 4, 3, 3)) for _ in range(2)]
+    for _ in range(2):
+        dirac_weights(layers, backend="torch")
+    with pytest.raises(ValueError, match=r"layers\[1\]: alpha must have shape \(4,\) or \(1,\), got \(3,\)"):
+        dirac_weights([layers[0], (layers[1][0], torch.ones(3), layers[1][2])], backend="torch")
+    with pytest.raises(ValueError, match=r"layers\[1\]: groups must be a positive integer"):
+        dirac_weights(layers, groups=[1, 3], backend="torch")
+    with pytest.raises(ValueError, match=r"must be \(weight, alpha, beta\), got 2 items"):
+        dirac_weights([layers[0], layers[1][:2]], backend="torch")
+    with pytest.raises(ValueError, match="backend must be one of"):
+        dirac_weights(layers, backend="cuda")
+    half = [tuple(tensor.half() for tensor in layer) for layer in layers]
+    assert all(tensor.dtype == torch.float16 for tensor in dirac_weights(half, backend="torch"))
+    assert all(
+        tensor.is_contiguous(memory_format=torch.channels_last)
+        for tensor in dirac_weights(layers, memory_format=torch.channels_last, backend="torch")
+    )

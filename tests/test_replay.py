@@ -9,15 +9,16 @@ import torch
 from tolerance import assert_as_good_as_torch
 
 import triton_dirac as td
-from triton_dirac import ops, reference
+from triton_dirac import ops, reference, remembered
 from triton_dirac.kernels import launch
 from triton_dirac.ops import conv, replay
+from triton_dirac.remembered import Remembered
 
 
 @pytest.fixture
 def replays(monkeypatch):
     """The number of launch sequences run again, as a list of their outputs; nothing is known beforehand."""
-    monkeypatch.setattr(replay, "_remembered", {})
+    monkeypatch.setattr(replay, "_calls", Remembered())
     found: list = []
     run = replay.Replay.run
     monkeypatch.setattr(replay.Replay, "run", lambda self, tensors: found.append(1) or run(self, tensors))
@@ -151,12 +152,12 @@ def test_a_warm_call_answers_like_a_cold_one_to_transforms_and_wrong_groups():
 
 
 def test_many_calls_are_forgotten_in_time(replays, monkeypatch):
-    monkeypatch.setattr(replay, "MOST_CALLS", 3)
+    monkeypatch.setattr(remembered, "MOST_KEYS", 3)
     for batch in range(1, 9):
         inputs = tensors()
         inputs[0] = inputs[0].expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
         assert_right(inputs, run(inputs))
-        assert len(replay._remembered) <= 3
+        assert len(replay._calls) <= 3
 
 
 def test_tensor_descriptors_are_made_again_for_the_tensors_of_the_moment(replays, monkeypatch):
@@ -176,7 +177,7 @@ def test_tensor_descriptors_are_made_again_for_the_tensors_of_the_moment(replays
         expected = reference.dirac_conv2d(*(t.double() for t in inputs[:4]), padding=1)
         assert_as_good_as_torch("output", output, expected)
     assert len(replays) == 2
-    (known,) = next(iter(replay._remembered.values()))
+    ((_, known),) = next(iter(replay._calls._values.values()))
     assert [step.descriptors != () for step in known.steps] == [False, True]
     odd = torch.empty(image.numel() + 1)[1:].view(16, 4, 4, 16).permute(0, 3, 1, 2)  # 4 bytes past a multiple of 16
     assert not known.fits((odd, *inputs[1:]))

@@ -135,8 +135,9 @@ def test_an_eager_step_reads_nothing_on_the_host(one_launch, monkeypatch):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("one_launch", [False, True], ids=["layers", "prepared"])
-def test_gradient_checkpointing(one_launch, reentrant):
-    net = nn.Sequential(*(DiracConv2d(4, 4, 3, 1) for _ in range(3)))
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_gradient_checkpointing(backend, one_launch, reentrant):
+    net = nn.Sequential(*(DiracConv2d(4, 4, 3, 1, backend=backend) for _ in range(3)))
     twin = copy.deepcopy(net)
     image = torch.randn(2, 4, 5, 5)
 
@@ -156,6 +157,17 @@ def test_gradient_checkpointing(one_launch, reentrant):
     twin(image).square().sum().backward()
     for (name, mine), theirs in zip(net.named_parameters(), twin.parameters(), strict=True):
         assert_as_good_as_torch(name, mine.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_weight_that_changed_before_the_backward_is_noticed(backend):
+    net = nn.Sequential(*(DiracConv2d(4, 4, 3, 1, backend=backend) for _ in range(2)))
+    with prepared(net):
+        loss = net(torch.randn(1, 4, 5, 5)).sum()
+    with torch.no_grad():
+        net[0].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_grad_scaler():

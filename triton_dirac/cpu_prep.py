@@ -1,92 +1,207 @@
-"""Weight preparation in one pass on a CPU, by the kernels that torch has for its weight norm.
+"""Weight preparation in one pass on a CPU, of one layer or all, by the kernels that torch has for its weight norm.
 
-They read and write everything once, where a norm and a product are two passes over memory. What they lack:
-they square in float32, so that rows of 1e19 overflow, and know no eps, so that zero filters give NaN. Such rows
-(``unfit_rows``) are the caller's to do again; there are hardly ever any.
+They read and write everything once, where a norm and a product are two passes over memory. What they lack: they
+square in float32, so that rows of 1e19 overflow, and know no eps, so that zero filters give NaN. A layer with such a
+row is prepared step by step by ``torch_backend``; there are hardly ever any.
 
 Every call of torch counts here: ten of them take as long as the kernel does for a layer of 32 filters.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from triton_dirac import torch_backend
+from triton_dirac.kept import Kept
 from triton_dirac.tracing import is_plain
+
+Layer = tuple[Tensor, Tensor, Tensor]  # weight, alpha, beta
 
 # Norms between which no square underflows or overflows and, in the backward, no <G, W> / n^3 does.
 SMALLEST, LARGEST = 1e-12, 1e12
 
 
-def can_run(weight: Tensor, *others: Tensor) -> bool:
-    """Whether ``weight`` is a float32 filter bank on a CPU, and this is eager code on ordinary tensors."""
-    return (
-        not torch.compiler.is_compiling()
-        and weight.dtype is torch.float32
-        and weight.is_cpu
-        and weight.numel() > 0
-        and is_plain(weight, *others)
+def can_run(layers: Sequence[Layer]) -> bool:
+    """Whether all weights are float32 filter banks on a CPU, and this is eager code on ordinary tensors."""
+    return not torch.compiler.is_compiling() and all(
+        weight.dtype is torch.float32 and weight.is_cpu and weight.numel() > 0 and is_plain(weight, alpha, beta)
+        for weight, alpha, beta in layers
     )
 
 
-def scaled(weight: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """(beta * W / ||W_k||, ||W_k||): the weight's shape and layout; (K,)."""
-    last = _is_channels_last(weight)
-    own = _stored(weight, last)
-    prepared, norm = torch._weight_norm_interface(own, _per_row(beta, own), 0)
-    return prepared.movedim(-1, 1) if last else prepared, norm.view(-1)
+def dirac_weights(layers: Sequence[Layer], *, eps: float, identity: bool, groups: Sequence[int]) -> list[Tensor]:
+    """What of each layer, float32, in its weight's layout. One node of the graph, since each costs 20 us."""
+    if not torch.is_grad_enabled():
+        return _forward(layers, eps, identity, groups)[0]
+    trained = [any(tensor.requires_grad for tensor in layer) for layer in layers]
+    if all(trained):
+        tensors = (tensor for layer in layers for tensor in layer)
+        return list(_DiracWeights.apply(eps, identity, groups, *tensors))
+    each = zip(layers, groups, trained, strict=True)  # one node would have frozen layers' filters taken for trained
+    return [
+        _DiracWeights.apply(eps, identity, (group,), *layer)[0]
+        if wanted
+        else _forward([layer], eps, identity, (group,))[0][0]
+        for layer, group, wanted in each
+    ]
 
 
-def gradients(grad: Tensor, weight: Tensor, beta: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-    """(dW, <G_k, W_k> / ||W_k||): the weight's shape and layout; (K,)."""
-    last = _is_channels_last(weight)
-    own = _stored(weight, last)
-    dweight, dot = torch.ops.aten._weight_norm_interface_backward.default(
-        _stored(grad, last), own, _per_row(beta, own), _per_row(norm, own), 0
-    )
-    return dweight.movedim(-1, 1) if last else dweight, dot.view(-1)
+class _DiracWeights(torch.autograd.Function):
+    """All layers; saves their tensors and the norms."""
+
+    @staticmethod
+    def forward(ctx, eps, identity, groups, *tensors):
+        prepared, norms, ctx.stepwise = _forward(_layers(tensors), eps, identity, groups)
+        ctx.eps, ctx.identity, ctx.groups = eps, identity, groups
+        ctx.kept = Kept((*tensors, *norms))
+        ctx.set_materialize_grads(False)
+        return tuple(prepared)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        tensors = ctx.kept.tensors()
+        count = len(grads)
+        gradients: list[Tensor | None] = []
+        layers = zip(grads, _layers(tensors[: 3 * count]), tensors[3 * count :], ctx.groups, strict=True)
+        for index, (grad, layer, norm, groups) in enumerate(layers):
+            if grad is None:
+                gradients += (None, None, None)
+            elif torch.is_grad_enabled():  # a second derivative follows: let torch see every step, the norm's too
+                norm = torch_backend.row_norms(layer[0])
+                gradients += _stepwise_backward(ctx, grad, layer, norm, groups)
+            elif index in ctx.stepwise:
+                gradients += _stepwise_backward(ctx, grad, layer, norm.view(-1), groups)
+            else:
+                gradients += _backward(grad, *layer, norm, ctx.identity, groups)
+        return None, None, None, *gradients
 
 
-def unfit_rows(norm: Tensor, eps: float) -> Tensor | None:
-    """Indices of the rows that the kernels do not do right: below eps, extreme, NaN. None if there are none."""
+def _layers(tensors: Sequence[Tensor]) -> list[Layer]:
+    return list(zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True))
+
+
+def _stepwise_backward(ctx, grad: Tensor, layer: Layer, norm: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch_backend.dirac_weight_backward(grad, *layer, norm, eps=ctx.eps, identity=ctx.identity, groups=groups)
+
+
+def _forward(
+    layers: Sequence[Layer], eps: float, identity: bool, groups: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor], set[int]]:
+    """(What of each, norms (K, 1, ..., 1), which layers the kernels do not do right)"""
+    outputs, norms = [], []
+    for (weight, alpha, beta), group in zip(layers, groups, strict=True):
+        layout = _layout(weight.shape, weight.stride(), group)
+        prepared, norm = torch._weight_norm_interface(layout.dense(weight), layout.per_row(beta), 0)
+        if identity:
+            layout.entries(prepared).add_(layout.identity_rows(alpha))
+        outputs.append(prepared.movedim(-1, 1) if layout.last else prepared)
+        norms.append(norm)
+    stepwise = _unfit(norms, eps)
+    for index in stepwise:
+        outputs[index], norm = torch_backend.dirac_weight_forward(
+            *layers[index], eps=eps, identity=identity, groups=groups[index]
+        )
+        norms[index] = norm.view(norms[index].shape)
+    return outputs, norms, stepwise
+
+
+def _unfit(norms: Sequence[Tensor], eps: float) -> set[int]:
+    """Layers with a norm that is below eps, extreme or NaN."""
     lowest = max(eps, SMALLEST)
-    least, most = norm.aminmax()
-    if least.item() >= lowest and most.item() <= LARGEST:
-        return None
-    return ((norm >= lowest) & (norm <= LARGEST)).logical_not_().nonzero().view(-1)
+
+    def fit(some: Tensor) -> bool:
+        least, most = some.aminmax()
+        return least.item() >= lowest and most.item() <= LARGEST
+
+    if not norms or fit(torch.cat([norm.view(-1) for norm in norms])):
+        return set()
+    return {index for index, norm in enumerate(norms) if not fit(norm)}
 
 
-def diagonal(tensor: Tensor, groups: int) -> Tensor:
-    """``torch_backend.diagonal`` in one call; without the first dimension if ``groups`` is 1."""
-    shape, steps, first = _diagonal(tensor.shape, tensor.stride(), groups)
-    return tensor.as_strided(shape, steps, tensor.storage_offset() + first)
+def _backward(
+    grad: Tensor, weight: Tensor, alpha: Tensor, beta: Tensor, norm: Tensor, identity: bool, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dW, dalpha, dbeta): see ``torch_backend.dirac_weight_backward``."""
+    layout = _layout(weight.shape, weight.stride(), groups)
+    grad = layout.dense(grad)
+    dweight, dbeta = torch.ops.aten._weight_norm_interface_backward.default(
+        grad, layout.dense(weight), layout.per_row(beta), norm, 0
+    )
+    if not identity:
+        dalpha = torch.zeros_like(alpha)
+    elif alpha.shape[0] == 1:
+        dalpha = layout.entries(grad).sum().view(1)
+    else:  # a copy also where there is nothing to pad
+        dalpha = F.pad(layout.entries(grad), (0, alpha.shape[0] // groups - layout.sizes[-1])).view(-1)
+    dbeta = dbeta.view(-1)
+    if beta.shape[0] != dbeta.shape[0]:
+        dbeta = dbeta.sum(0, keepdim=True)
+    return dweight.movedim(-1, 1) if layout.last else dweight, dalpha.to(alpha.dtype), dbeta.to(beta.dtype)
 
 
-@lru_cache(maxsize=256)
-def _diagonal(shape: tuple[int, ...], strides: tuple[int, ...], groups: int) -> tuple[tuple, tuple, int]:
-    """(shape, strides, first element's offset) of the diagonal of such a filter bank."""
+class _Layout(NamedTuple):
+    """How the kernels take a filter bank: as (K, *window, C) where ``last``, else as (K, C, *window); dense."""
+
+    last: bool
+    rows: tuple[int, ...]  # (K, 1, ..., 1)
+    # Of the entries that the identity touches, in the dense bank: (groups,) min(K, C) / groups of them.
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    first: int
+    per_filter: tuple[int, int, int]  # filters, channels of a group, groups
+
+    def dense(self, tensor: Tensor) -> Tensor:
+        return (tensor.movedim(1, -1) if self.last else tensor).contiguous()
+
+    def per_row(self, per_filter: Tensor) -> Tensor:
+        """(K,) or (1,) as (K, 1, ..., 1)"""
+        if per_filter.shape[0] != self.rows[0]:
+            per_filter = per_filter.expand(self.rows[0])
+        return per_filter.contiguous().view(self.rows)
+
+    def entries(self, dense: Tensor) -> Tensor:
+        """View of what the identity touches: ``torch_backend.diagonal`` in one call."""
+        return dense.as_strided(self.sizes, self.strides, dense.storage_offset() + self.first)
+
+    def identity_rows(self, alpha: Tensor) -> Tensor:
+        """alpha for each of ``entries``."""
+        if len(self.sizes) == 1 and alpha.shape[0] in (1, self.sizes[0]):
+            return alpha
+        return torch_backend.identity_rows(alpha, *self.per_filter).view(self.sizes)
+
+
+@lru_cache(maxsize=1024)
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...], groups: int) -> _Layout:
     filters, channels, *window = shape
-    filter_step, channel_step, *window_steps = strides
-    centre = sum(size // 2 * step for size, step in zip(window, window_steps, strict=True))
-    per_group, step = min(filters // groups, channels), filter_step + channel_step
-    if groups == 1:
-        return (per_group,), (step,), centre
-    return (groups, per_group), (filters // groups * filter_step, step), centre
+    is_last = _is_dense((filters, *window, channels), (strides[0], *strides[2:], strides[1]))
+    last = is_last and not _is_dense(shape, strides)
+    taps = math.prod(window)
+    centre = 0
+    for size in window:
+        centre = centre * size + size // 2
+    channel_step, tap_step = (1, channels) if last else (taps, 1)
+    diagonal_step = channels * taps + channel_step
+    per_group = filters // groups
+    sizes: tuple[int, ...] = (min(per_group, channels),)
+    steps: tuple[int, ...] = (diagonal_step,)
+    if groups > 1:
+        sizes, steps = (groups, *sizes), (per_group * channels * taps, *steps)
+    rows = (filters, *(1,) * (len(shape) - 1))
+    return _Layout(last, rows, sizes, steps, centre * tap_step, (filters, channels, groups))
 
 
-def _is_channels_last(weight: Tensor) -> bool:
-    return not weight.is_contiguous() and weight.movedim(1, -1).is_contiguous()
-
-
-def _stored(tensor: Tensor, last: bool) -> Tensor:
-    """As (K, *window, C) or as it is, contiguous; a copy where it is not stored so."""
-    return (tensor.movedim(1, -1) if last else tensor).contiguous()
-
-
-def _per_row(per_filter: Tensor, own: Tensor) -> Tensor:
-    """(K,) or (1,) as (K, 1, ..., 1)."""
-    if per_filter.shape[0] != own.shape[0]:
-        per_filter = per_filter.expand(own.shape[0])
-    return per_filter.contiguous().view(-1, *(1,) * (own.dim() - 1))
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether elements lie one after the other in the order of their indices."""
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True

@@ -6,12 +6,14 @@ Every check comes before any work; RuntimeError is for a backend that cannot run
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from triton_dirac import torch_backend
+from triton_dirac import cpu_prep, torch_backend
 from triton_dirac.checks import Call, IntOrPair, check_call, check_dirac_arguments, check_per_filter, check_same_device
+from triton_dirac.remembered import Remembered
 from triton_dirac.tracing import autocast_dtype, is_plain, is_transformed
 
 try:
@@ -68,12 +70,22 @@ def dirac_weight(
     channels_last = _wants_channels_last(weight, memory_format)
     if use_triton(backend, weight.dtype, weight.device, PREP_DTYPES):
         return ops.weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups)
-    return _weight_by_torch(weight, alpha, beta, eps, identity, dtype, channels_last, groups)
-
-
-def _weight_by_torch(weight, alpha, beta, eps, identity, dtype, channels_last, groups) -> Tensor:
-    prepared = torch_backend.dirac_weight(weight, alpha, beta, eps=eps, identity=identity, dtype=dtype, groups=groups)
+    (prepared,) = _weights_by_torch([(weight, alpha, beta)], eps, identity, [dtype], [groups])
     return prepared.contiguous(memory_format=_format(weight.dim(), channels_last))
+
+
+def _weights_by_torch(layers, eps, identity, dtypes, groups) -> list[Tensor]:
+    """What of each layer in its dtype, in the weight's layout."""
+    if cpu_prep.can_run(layers):
+        prepared = cpu_prep.dirac_weights(layers, eps=eps, identity=identity, groups=groups)
+        return [
+            tensor if tensor.dtype == dtype else tensor.to(dtype)
+            for tensor, dtype in zip(prepared, dtypes, strict=True)
+        ]
+    return [
+        torch_backend.dirac_weight(*layer, eps=eps, identity=identity, dtype=dtype, groups=group)
+        for layer, dtype, group in zip(layers, dtypes, groups, strict=True)
+    ]
 
 
 def dirac_weights(
@@ -103,45 +115,74 @@ def dirac_weights(
         As ``dirac_weight``; messages begin with the layer's index.
     """
     layers = list(layers)
-    each = [groups] * len(layers) if isinstance(groups, int) else list(groups)
-    if len(each) != len(layers):
+    tensors = [tensor for layer in layers for tensor in layer]
+    each = groups if isinstance(groups, int) else tuple(groups)
+    arguments = (eps, identity, dtype, memory_format, each, type(each), backend)
+    traced = torch.compiler.is_compiling()
+    plan = None if traced else _plans.find((len(tensors), *arguments), tensors)
+    if plan is None:
+        plan = _plan(layers, eps, dtype, memory_format, each, backend)
+        if not traced and is_plain(*tensors):
+            _plans.keep((len(tensors), *arguments), tensors, plan)
+    if plan.way == "one launch":
+        channels_last = None if memory_format is None else memory_format == torch.channels_last
+        return ops.weight_preps(layers, eps, identity, dtype, channels_last, plan.groups)
+    if plan.way == "cpu":
+        prepared = cpu_prep.dirac_weights(layers, eps=eps, identity=identity, groups=plan.groups)
+        return [t if d is t.dtype else t.to(d) for t, d in zip(prepared, plan.dtypes, strict=True)]
+    return [
+        dirac_weight(
+            *layer, eps=eps, identity=identity, dtype=dtype, memory_format=layout, groups=group, backend=backend
+        )
+        for layer, layout, group in zip(layers, plan.layouts, plan.groups, strict=True)
+    ]
+
+
+class _Plan(NamedTuple):
+    """How ``dirac_weights`` prepares checked layers: in "one launch", all by the "cpu" kernels, or "each" alone."""
+
+    way: str
+    dtypes: list[torch.dtype]
+    layouts: list[torch.memory_format | None]
+    groups: list[int]
+
+
+_plans: Remembered[_Plan] = Remembered()
+
+
+def _plan(layers, eps, dtype, memory_format, groups, backend) -> _Plan:
+    groups = [groups] * len(layers) if isinstance(groups, int) else list(groups)
+    if len(groups) != len(layers):
         raise ValueError(f"groups must be an integer or one for each of {len(layers)} layers, got {groups!r}")
     if memory_format not in (None, torch.contiguous_format, torch.channels_last):
         raise ValueError(
             f"memory_format must be None, torch.contiguous_format or torch.channels_last, got {memory_format}"
         )
-    for index, (layer, group) in enumerate(zip(layers, each, strict=True)):
+    for index, (layer, group) in enumerate(zip(layers, groups, strict=True)):
         if len(layer) != 3:
             raise ValueError(f"layers[{index}] must be (weight, alpha, beta), got {len(layer)} items")
         try:
-            check_dirac_arguments(*layer, eps, group, (3, 4, 5))
+            weight, alpha, beta = layer
+            check_dirac_arguments(weight, alpha, beta, eps, group, (3, 4, 5))
             check_same_device(**{"layers[0]'s weight": layers[0][0], "weight": layer[0]})
         except (TypeError, ValueError) as error:
             raise type(error)(f"layers[{index}]: {error}") from None
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
-    on_triton = [use_triton(backend, layer[0].dtype, layer[0].device, PREP_DTYPES) for layer in layers]
-    channels_last = None if memory_format is None else memory_format == torch.channels_last
+    weights = [weight for weight, _, _ in layers]
+    on_triton = [use_triton(backend, weight.dtype, weight.device, PREP_DTYPES) for weight in weights]
+    last = memory_format == torch.channels_last
+    layouts = [None if memory_format is None else _format(weight.dim(), last) for weight in weights]
+    as_it_is = all(
+        layout is None or weight.is_contiguous(memory_format=layout)
+        for weight, layout in zip(weights, layouts, strict=True)
+    )
+    way = "each"
     if all(on_triton) and ops is not None and ops.may_batch(layers):
-        return ops.weight_preps(layers, eps, identity, dtype, channels_last, each)
-    if not any(on_triton):
-        lasts = [_wants_channels_last(w, None) if channels_last is None else channels_last for w, _, _ in layers]
-        return [
-            _weight_by_torch(*layer, eps, identity, dtype or layer[0].dtype, last, group)
-            for layer, last, group in zip(layers, lasts, each, strict=True)
-        ]
-    return [
-        dirac_weight(
-            *layer,
-            eps=eps,
-            identity=identity,
-            dtype=dtype,
-            memory_format=_format(layer[0].dim(), channels_last) if channels_last is not None else None,
-            groups=group,
-            backend=backend,
-        )
-        for layer, group in zip(layers, each, strict=True)
-    ]
+        way = "one launch"
+    elif not any(on_triton) and as_it_is and cpu_prep.can_run(layers):
+        way = "cpu"
+    return _Plan(way, [dtype or weight.dtype for weight in weights], layouts, groups)
 
 
 def conv2d(
@@ -185,7 +226,7 @@ def conv2d(
     tensors = (input, weight, bias, alpha)
     given = bias is not None, alpha is not None
     options = (given, stride, padding, dilation, groups, type(groups), activation, precision, backend)
-    if ops is not None and (known := ops.find(tensors, options)):
+    if ops is not None and not torch.compiler.is_compiling() and (known := ops.find(tensors, options)):
         return ops.replay_conv2d(tensors, known)
     native, native_weight = _native(input, backend), _native(weight, backend)
     if native is not input or native_weight is not weight:
@@ -257,7 +298,7 @@ def dirac_conv2d(
         precision,
         backend,
     )
-    if ops is not None and (known := ops.find(tensors, options)):
+    if ops is not None and not torch.compiler.is_compiling() and (known := ops.find(tensors, options)):
         return ops.replay_dirac_conv2d(tensors, known)
     native = _native(input, backend)
     if native is not input:
@@ -278,9 +319,7 @@ def dirac_conv2d(
     on_triton = use_triton(backend, input.dtype, input.device)
     split = uses_split(form, input.dtype, on_triton)
     if not on_triton:
-        prepared = torch_backend.dirac_weight(
-            weight, alpha, beta, eps=eps, identity=not split, dtype=input.dtype, groups=groups
-        )
+        (prepared,) = _weights_by_torch([(weight, alpha, beta)], eps, not split, [input.dtype], [groups])
         return _by_torch(call, prepared, bias, alpha if split else None)
     settings = ops.DiracSettings(eps, split, *call.geometry, call.relu, call.precision, backend == "auto")
     output = ops.dirac_conv2d((call.batched, *tensors[1:]), settings, options)

@@ -1,7 +1,7 @@
 """The "torch" backend: the same functions in torch operations, for CPUs, float64 and everything Triton lacks.
 
-Differentiable any number of times. Unlike ``reference`` it is written to be quick: the weight preparation is
-one pass on a CPU (cpu_prep.py), and its backward is the closed form (DiracNets, arXiv 1706.00388).
+Differentiable any number of times. Unlike ``reference``, the weight preparation saves no more than the norms: its
+backward is the closed form (DiracNets, arXiv 1706.00388). On a CPU ``cpu_prep`` is quicker still.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from triton_dirac import cpu_prep, reference
+from triton_dirac import reference
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tracing import is_transformed
 
@@ -54,33 +54,16 @@ def _filters_first(per_filter: Tensor, dim: int) -> Tensor:
     return per_filter.view((-1,) + (1,) * (dim - 1))
 
 
-def _scaled_stepwise(weight: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(beta * W / max(||W_k||, eps), norms)"""
+def dirac_weight_forward(
+    weight: Tensor, alpha: Tensor, beta: Tensor, *, eps: float, identity: bool, groups: int
+) -> tuple[Tensor, Tensor]:
+    """(What, norms) in the norms' dtype, step by step."""
     norm = row_norms(weight)
     scale = _filters_first(beta.to(norm.dtype) / norm.clamp_min(eps), weight.dim())
-    return weight.to(norm.dtype) * scale, norm
-
-
-def _forward(
-    weight: Tensor, alpha: Tensor, beta: Tensor, eps: float, identity: bool, dtype: torch.dtype, groups: int
-) -> tuple[Tensor, Tensor]:
-    """(What, norms)"""
-    fused = cpu_prep.can_run(weight)
-    if fused:
-        prepared, norm = cpu_prep.scaled(weight, beta)
-        odd = cpu_prep.unfit_rows(norm, eps)
-        if odd is not None:
-            some = beta if beta.shape[0] == 1 else beta[odd]
-            prepared[odd], norm[odd] = _scaled_stepwise(weight[odd], some, eps)
-    else:
-        prepared, norm = _scaled_stepwise(weight, beta, eps)
+    prepared = weight.to(norm.dtype) * scale
     if identity:
-        entries = _entries(prepared, groups, fused)
-        if alpha.shape[0] in (1, entries.shape[-1]) and groups == 1:  # as it is: in a small layer every call counts
-            entries += alpha
-        else:
-            entries += identity_rows(alpha, weight.shape[0], weight.shape[1], groups).view(entries.shape)
-    return prepared if prepared.dtype == dtype else prepared.to(dtype), norm
+        diagonal(prepared, groups).add_(identity_rows(alpha, weight.shape[0], weight.shape[1], groups))
+    return prepared, norm
 
 
 class _DiracWeight(torch.autograd.Function):
@@ -88,10 +71,10 @@ class _DiracWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weight, alpha, beta, eps, identity, dtype, groups):
-        prepared, norm = _forward(weight, alpha, beta, eps, identity, dtype, groups)
+        prepared, norm = dirac_weight_forward(weight, alpha, beta, eps=eps, identity=identity, groups=groups)
         ctx.eps, ctx.identity, ctx.groups = eps, identity, groups
         ctx.save_for_backward(weight, alpha, beta, norm)
-        return prepared
+        return prepared.to(dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -121,42 +104,23 @@ def dirac_weight_backward(
     beta_k / eps * G_k where ||W_k|| < eps.
     """
     grad = grad.to(norm.dtype)
-    fused = not torch.is_grad_enabled() and cpu_prep.can_run(weight, grad)
-    if fused:
-        dweight, dot = cpu_prep.gradients(grad, weight, beta, norm)
-        odd = cpu_prep.unfit_rows(norm, eps)
-        if odd is not None:
-            some = beta if beta.shape[0] == 1 else beta[odd]
-            dweight[odd], dot[odd] = _gradients_stepwise(grad[odd], weight[odd], some, norm[odd], eps)
-    else:
-        dweight, dot = _gradients_stepwise(grad, weight, beta, norm, eps)
-    dbeta = dot if beta.shape[0] == dot.shape[0] else dot.sum(0, keepdim=True)
-    if not identity:
-        dalpha = torch.zeros_like(alpha)
-    else:
-        entries = _entries(grad, groups, fused)
-        if alpha.shape[0] == 1:
-            dalpha = entries.sum().view(1)
-        else:
-            padding = alpha.shape[0] // groups - entries.shape[-1]
-            dalpha = F.pad(entries, (0, padding)).flatten()
-    return dweight.to(weight.dtype), dalpha.to(alpha.dtype), dbeta.to(beta.dtype)
-
-
-def _entries(weight: Tensor, groups: int, fused: bool) -> Tensor:
-    """``diagonal``, by the shorter way where the fused kernels run."""
-    return cpu_prep.diagonal(weight, groups) if fused else diagonal(weight, groups)
-
-
-def _gradients_stepwise(grad: Tensor, weight: Tensor, beta: Tensor, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(dW, <G_k, u_k>) in norm's dtype, which is grad's."""
     clamped = norm < eps
     length = torch.where(clamped, eps, norm)
     wide = weight.to(norm.dtype)
     dot = torch.linalg.vecdot(grad.flatten(1), (wide / _filters_first(length, weight.dim())).flatten(1))
     scale = beta.to(norm.dtype) / length
     along = torch.where(clamped, torch.zeros_like(dot), dot / length)
-    return _filters_first(scale, weight.dim()) * (grad - _filters_first(along, weight.dim()) * wide), dot
+    dweight = _filters_first(scale, weight.dim()) * (grad - _filters_first(along, weight.dim()) * wide)
+    dbeta = dot if beta.shape[0] == dot.shape[0] else dot.sum(0, keepdim=True)
+    if not identity:
+        dalpha = torch.zeros_like(alpha)
+    else:
+        entries = diagonal(grad, groups)
+        if alpha.shape[0] == 1:
+            dalpha = entries.sum().view(1)
+        else:
+            dalpha = F.pad(entries, (0, alpha.shape[0] // groups - entries.shape[-1])).flatten()
+    return dweight.to(weight.dtype), dalpha.to(alpha.dtype), dbeta.to(beta.dtype)
 
 
 def dirac_weight(
@@ -173,9 +137,7 @@ def dirac_weight(
     if is_transformed():  # each operation in its place, for rules of every kind
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         return reference.dirac_weight(wide, alpha, beta, eps=eps, identity=identity, groups=groups).to(dtype)
-    arguments = (weight, alpha, beta, eps, identity, dtype, groups)
-    # An autograd.Function costs 20 us even where nothing is recorded: twice a small layer's own time.
-    return _DiracWeight.apply(*arguments) if torch.is_grad_enabled() else _forward(*arguments)[0]
+    return _DiracWeight.apply(weight, alpha, beta, eps, identity, dtype, groups)
 
 
 def centre_tap(image: Tensor, problem: ConvProblem) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from triton_dirac import torch_backend
+from triton_dirac.kept import Kept
 from triton_dirac.kernels import weight_prep as kernels
 from triton_dirac.kernels.weight_prep_multi import weight_prep_multi, weight_prep_multi_backward
 from triton_dirac.ops.register import define, is_plain, may_launch, register_gradient, twin_gradient
@@ -113,13 +114,13 @@ class _WeightPreps(torch.autograd.Function):
         )
         ctx.eps, ctx.identity, ctx.groups = eps, identity, groups
         ctx.dtypes = [output.dtype for output in outputs]
-        ctx.save_for_backward(*tensors, norms)
+        ctx.kept = Kept((*tensors, norms))
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *grads):
-        *tensors, norms = ctx.saved_tensors
+        *tensors, norms = ctx.kept.tensors()
         layers = _layers(tensors)
         unused = [grad is None for grad in grads]
         grads = [

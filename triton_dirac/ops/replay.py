@@ -1,9 +1,4 @@
-"""Calls done again: what was checked and planned once is looked up, and its launches run on other tensors.
-
-Checking and planning cost the host several times what launching does, and a training step repeats its few layers.
-A call is found by its options, its image's and weight's shapes and the switches it depends on; whether its tensors
-are like the earlier ones in all else is told by the guard that torch.compile had made for this.
-"""
+"""Calls done again: the launches of an earlier one, run on other tensors of the same kind."""
 
 from __future__ import annotations
 
@@ -13,24 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from triton_dirac.kernels.launch import Launch, Template
+from triton_dirac.remembered import Remembered
 from triton_dirac.tracing import autocast_dtype
-
-try:  # types, dtypes, devices, sizes, strides and dispatch keys of all tensors, in one call of C++
-    from torch._C._dynamo.guards import TensorGuards
-except ImportError:  # no call is remembered
-    TensorGuards = None  # type: ignore[assignment, misc]
 
 # What torch.backends.cudnn.conv.fp32_precision reads, without the Python around it: that costs 3 us a call.
 _float32_products = partial(torch._C._get_fp32_precision_getter, "cuda", "conv")
 
 Tensors = Sequence[Tensor | None]
-MOST_CALLS = 1024  # options times shapes; a net has tens
-MOST_ALIKE = 16  # of equal options and shapes: dtypes, layouts, frozen or trained
-
-_remembered: dict[tuple, list[Replay]] = {}
 
 
 class Replay:
@@ -42,7 +28,6 @@ class Replay:
 
     def __init__(self, settings: Any, tensors: Tensors, outputs: Tensors, launches: Sequence[Launch] | None) -> None:
         self.settings = settings
-        self.guard = TensorGuards(*_given(tensors), dynamic_dims_sizes=None, dynamic_dims_strides=None)
         self.autocast = autocast_dtype(_image(tensors))
         self.outputs = [(t.shape, t.stride(), t.dtype) for t in _given(outputs)]
         found = [Template.of(launch, (*tensors, *outputs)) for launch in launches or ()]
@@ -52,9 +37,7 @@ class Replay:
         self.aligned = [place for place in described if place < len(tensors)]
 
     def fits(self, tensors: Tensors) -> bool:
-        """Whether ``tensors`` are like the earlier ones in all but content and address."""
-        if not self.guard.check(*_given(tensors)):
-            return False
+        """Whether autocast is as it was and addresses are what the launches take; a guard has told the rest."""
         if self.autocast is not None and self.autocast != autocast_dtype(_image(tensors)):
             return False
         return not any(tensors[place].data_ptr() % 16 for place in self.aligned)  # type: ignore[union-attr]
@@ -69,18 +52,13 @@ class Replay:
         return outputs
 
 
+_calls: Remembered[Replay] = Remembered()
+
+
 def find(tensors: Tensors, options: tuple) -> Replay | None:
     """How a call of these options on tensors like these, image and weight first, was done before, if it was."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
-        return None
-    try:
-        alike = _remembered[_key(tensors, options)]
-    except (KeyError, TypeError):  # a list among the options cannot be looked up
-        return None
-    for replay in alike:
-        if replay.fits(tensors):
-            return replay
-    return None
+    replay = _calls.find(_key(tensors, options), _given(tensors))
+    return replay if replay is not None and replay.fits(tensors) else None
 
 
 def remember(
@@ -88,19 +66,10 @@ def remember(
 ) -> None:
     """Keep a call of ordinary tensors for ``find``. It usually takes ``usual`` launches, and one fewer where torch
     convolves; one that took more, to measure kernels or in parts, is not kept."""
-    image = _image(tensors)
-    capturing = image.is_cuda and torch.cuda.is_current_stream_capturing()  # picks are not settled then
-    if TensorGuards is None or capturing or len(launches) not in (usual, usual - 1):
-        return
-    key = _key(tensors, options)
-    try:
-        alike = _remembered.get(key, [])
-    except TypeError:
-        return
-    if len(_remembered) >= MOST_CALLS or len(alike) >= MOST_ALIKE:
-        _remembered.clear()
-    replay = Replay(settings, tensors, outputs, launches if len(launches) == usual else None)
-    _remembered[key] = [*alike, replay]
+    capturing = _image(tensors).is_cuda and torch.cuda.is_current_stream_capturing()  # picks are not settled then
+    if not capturing and len(launches) in (usual, usual - 1):
+        replay = Replay(settings, tensors, outputs, launches if len(launches) == usual else None)
+        _calls.keep(_key(tensors, options), _given(tensors), replay)
 
 
 def _key(tensors: Tensors, options: tuple) -> tuple:
