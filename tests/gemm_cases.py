@@ -62,9 +62,9 @@ def every_config() -> list[tuple[Config, torch.dtype]]:
     """All configs that can be picked on any target, each with a dtype that it is meant for."""
     found = {}
     for target in TARGETS.values():
-        for dtype in (torch.float16, torch.float32):
+        for dtype, precision in ((torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32")):
             for vectors in (True, False):
-                for config in configs(dtype, vectors, target):
+                for config in configs(dtype, vectors, target, precision):
                     found[config.name, str(dtype)] = (config, dtype)
     return list(found.values())
 

@@ -90,7 +90,7 @@ def test_sass_loop_includes_blocks_moved_behind_it():
 
 
 def test_amdgcn_branch_backwards_to_code_that_runs_once_is_no_loop():
-    listing, resources = amdgcn.disassemble(AMDGCN)
+    listing, resources = amdgcn.parse(AMDGCN), amdgcn.resources(AMDGCN)
     found = count(listing, amdgcn.ISA)
     assert (found["mma"], found["mma_count"], found["loops_with_mma"]) == ("mfma", 3, 1)
     assert found["loop_instructions_per_mma"] == 3

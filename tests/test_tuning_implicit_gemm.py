@@ -18,8 +18,9 @@ H100, A100 = TARGETS["cuda:90"], TARGETS["cuda:80"]
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vectors", [True, False])
-def test_tables_are_few_reasoned_and_fit(target, dtype, vectors):
-    offered = configs(dtype, vectors, target)
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3"])
+def test_tables_are_few_reasoned_and_fit(target, dtype, vectors, precision):
+    offered = configs(dtype, vectors, target, precision)
     assert 0 < len(offered) <= 24
     assert len({config.name for config in offered}) == len(offered)
     for config in offered:

@@ -1,7 +1,8 @@
 """Compile the kernels for GPUs that are not here and read their machine code; needs no GPU.
 
 ``python -m bench.compile`` prints the table and, with ``--json``, writes it; ``--loops`` prints the main
-loops beside those of a plain GEMM and of peers; ``--bytes`` the global bytes that a weight preparation moves.
+loops beside those of a plain GEMM and of peers; ``--configs`` compiles every config of the tuning tables;
+``--bytes`` counts the global bytes that a weight preparation moves.
 The rooms, in the order data passes through them:
 
 =========== ===================================================================================
@@ -17,6 +18,7 @@ sass        NVIDIA: binary -> listing, registers, spills
 amdgcn      AMD: assembly text -> listing, registers, spills
 run         jobs -> rows: plan all, compile each distinct kernel once
 loops       the second table: main loops at equal tiles
+configs     every config of the tuning tables: registers, spills, shared memory
 table       rows -> rich tables and JSON
 =========== ===================================================================================
 """

@@ -1,4 +1,4 @@
-"""``python -m bench.compile [--loops] [--json FILE] ...``: see ``bench/compile/__init__.py``."""
+"""``python -m bench.compile [--loops | --configs | --bytes] [--json FILE] ...``: see ``bench/compile/__init__.py``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.networks import NETWORKS
 from triton_dirac.tuning.targets import TARGETS
 
 from . import bytes as moved
-from . import loops
+from . import configs, loops
 from .jobs import KERNELS, PEERS, Job, jobs_of_layer
 from .run import rows_of
 from .table import console, print_rows, write_json
@@ -34,6 +34,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     every = "every layer in every dtype, not only each net's stem and the Dirac layer with the most work"
     parser.add_argument("--all", action="store_true", help=every)
     parser.add_argument("--loops", action="store_true", help="main loops at equal tiles, beside a plain GEMM")
+    parser.add_argument("--configs", action="store_true", help="every offered config: none may spill or not fit")
     parser.add_argument("--bytes", action="store_true", help="global bytes of the weight preparation of whole nets")
     parser.add_argument("--peers", action="store_true", help="add other projects' kernels (--loops has them)")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
@@ -97,11 +98,13 @@ def main() -> None:
         asked = [split(getattr(options, name)) or default for name, default in every.items()]
         rows = moved.table(*asked, **pool)
         moved.print_rows(rows, output)
-    elif options.loops:
-        targets, dtypes = split(options.targets) or loops.TARGETS, split(options.dtypes) or loops.DTYPES
-        rows = rows_of(loops.jobs_of(targets, dtypes, split(options.kernels) or [""]), **pool)
-        loops.add_ratios(rows)
-        loops.print_rows(rows, output)
+    elif options.loops or options.configs:
+        table = loops if options.loops else configs
+        targets, dtypes = split(options.targets) or list(table.TARGETS), split(options.dtypes) or table.DTYPES
+        rows = rows_of(table.jobs_of(targets, dtypes, split(options.kernels) or [""]), counted=options.loops, **pool)
+        if options.loops:
+            loops.add_ratios(rows)
+        table.print_rows(rows, output)
     else:
         rows = rows_of(jobs_of(options), **pool)
         print_rows(rows, output)
@@ -109,6 +112,8 @@ def main() -> None:
         command = " ".join(["python -m bench.compile", *sys.argv[1:]])
         write_json({"kind": "compile", "environment": environment(command), "rows": rows}, options.json)
         print(f"written: {options.json}")
+    if options.configs and configs.faults(rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

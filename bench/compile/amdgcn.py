@@ -65,18 +65,17 @@ ISA = Isa(
 )
 
 
-def disassemble(text: str) -> tuple[Listing, dict[str, int]]:
-    """Listing and resources. ``registers`` counts vector and accumulation registers of a lane.
+def resources(text: str) -> dict[str, int]:
+    """Registers and spills. ``registers`` counts vector and accumulation registers of a lane.
 
     ``spills`` counts vector registers kept in memory; scalar registers spill into lanes of vector ones.
     """
     numbers = {name: int(value) for name, value in re.findall(r"\.(\w+):\s+(\d+)\s*$", text, re.MULTILINE)}
     if "vgpr_count" not in numbers:
         raise ValueError("the assembly text has no .vgpr_count")
-    resources = {
+    return {
         "registers": numbers["vgpr_count"],
         "spills": numbers.get("vgpr_spill_count", 0),
         "scalar_registers": numbers.get("sgpr_count", 0),
         "scalar_spills": numbers.get("sgpr_spill_count", 0),
     }
-    return parse(text), resources

@@ -2,7 +2,8 @@
 
 Each function takes a Job and returns the config's name and the launches. A job's arguments: "config" forces a
 config and "loader" its loader; "loader" alone takes the first config that is offered with it, and where none is
-there are no launches; else the kernel's default is taken. Convolutions are those of the split form.
+there are no launches; else the kernel's default is taken. Convolutions are those of the split form; "full_epilogue"
+adds bias and ReLU.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def fprop(job: Job) -> tuple[str, list[Launch]]:
     if config is None:
         return "", []
     x, w, y = (empty(shape, dtype) for shape in (p.input_shape, p.weight_shape, p.output_shape))
-    launches = plan_fprop(x, w, y, None, alpha(job), p, precision=precision(job), config=config)
+    full = job.arguments.get("full_epilogue", False)
+    bias = torch.empty(p.K, dtype=dtype, device="meta") if full else None
+    launches = plan_fprop(x, w, y, bias, alpha(job), p, relu=full, precision=precision(job), config=config)
     return config.name, launches
 
 
@@ -128,7 +131,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def config_of(job: Job, tuning: ModuleType) -> Config | None:
     """The config that the job's arguments mean; ``tuning`` has the kernel's ``default`` and ``offered``."""
-    arguments, asked = job.arguments, (job.problem, dtype_of(job), TARGETS[job.target])
+    arguments, asked = job.arguments, (job.problem, dtype_of(job), TARGETS[job.target], precision(job))
     loader = arguments.get("loader")
     if "config" in arguments:
         config = Config(**arguments["config"])

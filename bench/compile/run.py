@@ -23,11 +23,11 @@ NOTHING: dict[str, Any] = dict.fromkeys(
 )
 
 
-def rows_of(jobs: list[Job], *, workers: int, timeout: float) -> list[dict[str, Any]]:
+def rows_of(jobs: list[Job], *, workers: int, timeout: float, counted: bool = True) -> list[dict[str, Any]]:
     """One row for each launch of each job, or for a job that could not be planned; in the jobs' order.
 
     ``timeout`` is in seconds for one kernel. Launches that Triton would compile to the same binary are
-    compiled once; their rows share ``key``.
+    compiled once; their rows share ``key``. Unless ``counted``, only registers, spills and shared memory are read.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Pool(workers, timeout) as pool, Progress(*columns) as progress:
@@ -35,7 +35,8 @@ def rows_of(jobs: list[Job], *, workers: int, timeout: float) -> list[dict[str, 
         distinct: dict[tuple[str, str], dict[str, Any]] = {}
         for job, plan in zip(jobs, planned, strict=True):
             for number, launch in enumerate(plan.get("launches", ())):
-                distinct.setdefault((job.target, launch["key"]), {"job": job.to_json(), "launch": number})
+                request = {"job": job.to_json(), "launch": number, "counted": counted}
+                distinct.setdefault((job.target, launch["key"]), request)
         answers = _ask(pool, progress, "compiling", list(distinct.values()))
     measured = dict(zip(distinct, answers, strict=True))
     rows = []

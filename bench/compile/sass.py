@@ -65,21 +65,25 @@ ISA = Isa(
 )
 
 
-def disassemble(cubin: bytes, tools: Path) -> tuple[Listing, dict[str, int]]:
-    """Listing and resources of a cubin; ``tools`` is the folder of nvdisasm and cuobjdump.
+def resources(cubin: bytes, tools: Path) -> dict[str, int]:
+    """Registers and spills of a cubin; ``tools`` is the folder of nvdisasm and cuobjdump.
 
     ``spills`` is the stack in bytes per thread: Triton's kernels have no other use of it.
     """
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _run(tools / "cuobjdump", "--dump-resource-usage", file.name)
-        text = _run(tools / "nvdisasm", "-c", file.name)
+    usage = _run(tools / "cuobjdump", "--dump-resource-usage", cubin)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise ValueError(f"cuobjdump reports no registers: {usage!r}")
-    return parse(text), {"registers": int(found[1]), "spills": int(found[2])}
+    return {"registers": int(found[1]), "spills": int(found[2])}
 
 
-def _run(tool: Path, *arguments: str) -> str:
-    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
+def disassemble(cubin: bytes, tools: Path) -> Listing:
+    """Listing of a cubin: half a second of nvdisasm, as much as compiling it took."""
+    return parse(_run(tools / "nvdisasm", "-c", cubin))
+
+
+def _run(tool: Path, option: str, cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout

@@ -58,17 +58,24 @@ def key(source: ASTSource, options: dict[str, Any]) -> str:
     return hashlib.sha256(f"{source.hash()} {sorted(options.items(), key=str)}".encode()).hexdigest()[:16]
 
 
-def measure(source: ASTSource, gpu: GPUTarget, options: dict[str, Any], target: Target) -> dict[str, Any]:
-    """Compile and count. ``error`` says what a launch would refuse although the kernel compiles."""
+def measure(
+    source: ASTSource, gpu: GPUTarget, options: dict[str, Any], target: Target, *, counted: bool = True
+) -> dict[str, Any]:
+    """Compile and, if ``counted``, count. ``error`` says what a launch would refuse although the kernel compiles."""
     start = time.perf_counter()
     compiled = triton.compile(source, target=gpu, options=options)
     seconds = time.perf_counter() - start
+    counts: dict[str, Any] = {}
     if target.backend == "cuda":
-        listing, resources = sass.disassemble(compiled.asm["cubin"], TOOLS)
-        counts = count(listing, sass.ISA)
+        binary = compiled.asm["cubin"]
+        resources = sass.resources(binary, TOOLS)
+        if counted:
+            counts = count(sass.disassemble(binary, TOOLS), sass.ISA)
     else:
-        listing, resources = amdgcn.disassemble(compiled.asm["amdgcn"])
-        counts = count(listing, amdgcn.ISA)
+        text = compiled.asm["amdgcn"]
+        resources = amdgcn.resources(text)
+        if counted:
+            counts = count(amdgcn.parse(text), amdgcn.ISA)
     shared = compiled.metadata.shared
     columns = getattr(compiled.metadata, "tmem_size", None) or 0
     error = None
@@ -95,7 +102,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     target = TARGETS[job.target]
     config, launches = plan(job)
     if "launch" in request:
-        return measure(*specialise(launches[request["launch"]], target), target)
+        return measure(*specialise(launches[request["launch"]], target), target, counted=request["counted"])
     planned = []
     for launch in launches:
         source, _, options = specialise(launch, target)

@@ -6,6 +6,8 @@ problem per stride phase over the taps that reach it, without zero insertion or 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -56,8 +58,8 @@ def dgrad(
             dy.dtype,
             dy.device,
             precision,
-            offered=tuning.offered,
-            default=tuning.default,
+            offered=partial(tuning.offered, precision=precision),
+            default=partial(tuning.default, precision=precision),
             run=lambda config: dgrad(dy, w, alpha, problem, precision=precision, config=config),
         )
     dx = torch.empty(problem.input_shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
@@ -77,5 +79,5 @@ def plan_dgrad(
     config: Config | None = None,
 ) -> list[Launch]:
     """The launches of :func:`dgrad`, for channels-last tensors of any device, "meta" included."""
-    config = config or tuning.default(problem, dy.dtype, target_of(dy.device))
+    config = config or tuning.default(problem, dy.dtype, target_of(dy.device), precision)
     return plan(dy, w, dx, None, alpha, problem, dgrad=True, relu=False, precision=precision, config=config)

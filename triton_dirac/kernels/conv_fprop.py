@@ -5,6 +5,8 @@ GEMM view: M = N*P*Q rows, N = K / groups columns, K = (C / groups) * R * S; see
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -62,8 +64,8 @@ def fprop(
             x.dtype,
             x.device,
             precision,
-            offered=tuning.offered,
-            default=tuning.default,
+            offered=partial(tuning.offered, precision=precision),
+            default=partial(tuning.default, precision=precision),
             run=lambda config: fprop(x, w, bias, alpha, problem, relu=relu, precision=precision, config=config),
         )
     y = torch.empty(problem.output_shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -85,5 +87,5 @@ def plan_fprop(
     config: Config | None = None,
 ) -> list[Launch]:
     """The launches of :func:`fprop`, for channels-last tensors of any device, "meta" included."""
-    config = config or tuning.default(problem, x.dtype, target_of(x.device))
+    config = config or tuning.default(problem, x.dtype, target_of(x.device), precision)
     return plan(x, w, y, bias, alpha, problem, dgrad=False, relu=relu, precision=precision, config=config)

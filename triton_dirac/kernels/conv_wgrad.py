@@ -136,7 +136,7 @@ def plan_wgrad(
         grid=(tiles_m * tiles_n * problem.groups * splits,),
         args=args,
         constexprs=constexprs,
-        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+        options=config.options,
     )
     if workspace is None:
         return [main]

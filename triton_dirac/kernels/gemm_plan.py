@@ -68,7 +68,6 @@ def plan(
         "RELU": relu, "PRECISION": precision, "WIDEN": INTERPRETED and source.dtype == torch.bfloat16,
         "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": config.group_m,
     }  # fmt: skip
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     column_tiles = -(-K // config.block_n)
 
     if config.loader == "tile" and N and tile_applies(problem, source.dtype, config, dgrad=dgrad):
@@ -85,7 +84,7 @@ def plan(
         constexprs["FLAT"] = flat
         constexprs |= {"BOX_N": box[0], "BOX_H": box[1], "BOX_W": box[2]}
         grid = (-(-N // box[0]) * -(-P // box[1]) * -(-Q // box[2]) * column_tiles, groups)
-        return [Launch(tile_gemm, grid, args, constexprs, options)]
+        return [Launch(tile_gemm, grid, args, constexprs, config.options)]
 
     batch_order = config.loader == "batch"
     if batch_order:
@@ -103,7 +102,7 @@ def plan(
         "BLOCK_M": config.block_m, "LOOKAHEAD": config.num_stages - 1,
     }  # fmt: skip
     grid = (row_tiles * column_tiles, groups * every_h * every_w)
-    return [Launch(gather_gemm, grid, args, constexprs, options)]
+    return [Launch(gather_gemm, grid, args, constexprs, config.options)]
 
 
 def tile_applies(problem: ConvProblem, dtype: torch.dtype, config: Config, *, dgrad: bool) -> bool:

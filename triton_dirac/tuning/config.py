@@ -11,7 +11,9 @@ class Config:
 
     ``loader`` is how the image operand is read: "gather" (pointers, any problem), "tile" (tensor descriptor,
     stride 1; TMA on sm_90 and newer) or "batch" (pointers; one pixel of many images a tile, so that padding is
-    the same for all its rows). ``reason`` says what the config is for.
+    the same for all its rows). ``all_registers``, for NVIDIA, lets a thread take all 255: by itself the assembler
+    stops at a number that lets one more block run (80, 96, 107, 128 or 168), and spills the last 8 to 24 bytes for
+    it. ``reason`` says what the config is for.
     """
 
     block_m: int
@@ -21,7 +23,14 @@ class Config:
     num_stages: int
     loader: str = "gather"
     group_m: int = 8
+    all_registers: bool = False
     reason: str = ""
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What Triton is told beside the kernel's arguments."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options | {"maxnreg": 255} if self.all_registers else options
 
     @property
     def name(self) -> str:

@@ -10,11 +10,11 @@ from triton_dirac.tuning.config import Config
 from triton_dirac.tuning.targets import Target
 
 
-def offered(problem: ConvProblem, dtype: torch.dtype, target: Target) -> list[Config]:
+def offered(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> list[Config]:
     """The configs worth measuring for a problem."""
-    return implicit_gemm.offered(problem, dtype, target, dgrad=False)
+    return implicit_gemm.offered(problem, dtype, target, precision, dgrad=False)
 
 
-def default(problem: ConvProblem, dtype: torch.dtype, target: Target) -> Config:
+def default(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> Config:
     """The offered config that the tile arithmetic likes best."""
-    return implicit_gemm.default(problem, dtype, target, dgrad=False)
+    return implicit_gemm.default(problem, dtype, target, precision, dgrad=False)

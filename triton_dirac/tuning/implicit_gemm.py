@@ -14,7 +14,6 @@ import torch
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning.config import Config
 from triton_dirac.tuning.targets import Target
-from triton_dirac.tuning.wgrad import family
 
 FULL_BATCH = 0.75  # share of a batch-order tile's images that must exist
 
@@ -64,24 +63,18 @@ _TENSOR_MEMORY = (
     Config(64, 64, 64, 8, 4, "batch", reason="batches of 64, and more programs for small layers"),
     Config(32, 64, 64, 4, 4, "batch", reason="batches of 32"),
 )
-# float32 keeps its three-product and FMA forms in registers: at most 32 accumulators a thread.
+# float32's multiply-add and three-product forms keep operands in registers beside at most 32 accumulators a thread.
 _FLOAT = (
-    Config(128, 64, 32, 8, 3, "batch", reason="wide layers"),
-    Config(128, 32, 16, 4, 4, "batch", reason="C = 80, K = 80 and 160"),
+    Config(128, 64, 16, 8, 4, "batch", reason="wide layers"),
+    Config(128, 32, 16, 8, 4, "batch", reason="K = 32 mod 64 (160, 80)"),
     Config(64, 64, 16, 8, 4, "batch", reason="batches of 64, small layers"),
-    Config(128, 64, 32, 8, 3, "gather", reason="small batches"),
-    Config(64, 64, 16, 4, 4, "gather", reason="few pixels"),
+    Config(64, 64, 16, 8, 4, "gather", reason="small batches"),
     Config(64, 32, 16, 4, 4, "gather", reason="few pixels, 32 columns"),
     Config(32, 32, 16, 4, 4, "gather", reason="one image of 7x7, or outputs of one pixel"),
 )
-_FLOAT_TENSOR_MEMORY = (
-    Config(128, 64, 16, 4, 4, "batch", reason="wide layers"),
-    Config(128, 32, 16, 8, 4, "batch", reason="C = 80, K = 80 and 160"),
-    Config(64, 64, 16, 8, 4, "batch", reason="batches of 64, small layers"),
-    Config(128, 64, 32, 8, 3, "gather", reason="small batches"),
-    Config(64, 64, 16, 8, 4, "gather", reason="few pixels"),
-    Config(64, 32, 16, 4, 4, "gather", reason="few pixels, 32 columns"),
-    Config(32, 32, 16, 4, 4, "gather", reason="one image of 7x7, or outputs of one pixel"),
+_TF32 = (
+    Config(128, 64, 32, 8, 3, "batch", reason="wide layers: half the barriers"),
+    Config(128, 64, 32, 8, 3, "gather", reason="small batches: half the barriers"),
 )
 # Channels that do not divide into 16-byte loads cost a register and a predicate an element: small tiles.
 _ODD_HALF = (
@@ -156,13 +149,13 @@ def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
     return all(size // problem.groups % width == 0 for size in (problem.C, problem.K))
 
 
-def configs(dtype: torch.dtype, vectors: bool, target: Target) -> list[Config]:
+def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = "ieee") -> list[Config]:
     """All configs of a dtype on a target; ``vectors``: channels divide into 16-byte loads."""
     chosen: tuple[Config, ...]
     if not vectors:
         chosen = _ODD_FLOAT if dtype.itemsize == 4 else _ODD_HALF
     elif dtype.itemsize == 4:
-        chosen = _FLOAT_TENSOR_MEMORY if family(target) == "cuda:100" else _FLOAT
+        chosen = _TF32 + _FLOAT if precision == "tf32" else _FLOAT
     else:
         gather = tuple(config for config in _HALF if config.loader == "gather")
         chosen = {
@@ -170,15 +163,17 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target) -> list[Config]:
             "cuda:90": _TILE + _FOUR_WARPS + _HALF,
             "cuda:100": _TENSOR_MEMORY + gather,
             "hip": _FOUR_WARPS + _HALF,
-        }[family(target)]
-    if family(target) == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
+        }[target.family]
+    if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(dict.fromkeys(replace(config, num_stages=2) for config in chosen))
+    elif dtype.itemsize == 4:
+        chosen = tuple(replace(config, all_registers=True) for config in chosen)
     return [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
 
 
 def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
     """Shared memory of the pipeline's buffers: one a stage for wgmma and tcgen05, else one fewer."""
-    buffers = config.num_stages - (family(target) not in ("cuda:90", "cuda:100"))
+    buffers = config.num_stages - (target.family not in ("cuda:90", "cuda:100"))
     return (config.block_m + config.block_n) * config.block_k * dtype.itemsize * buffers
 
 
@@ -193,17 +188,21 @@ def suits(config: Config, gemm: Gemm) -> bool:
     return full and gemm.window_fits and (config.block_m + 1) * gemm.image_elements < 2**31
 
 
-def offered(problem: ConvProblem, dtype: torch.dtype, target: Target, *, dgrad: bool) -> list[Config]:
+def offered(
+    problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee", *, dgrad: bool
+) -> list[Config]:
     """The configs worth measuring for a problem."""
     gemm = gemm_of(problem, dgrad)
-    return [c for c in configs(dtype, has_vectors(problem, dtype), target) if suits(c, gemm)]
+    return [c for c in configs(dtype, has_vectors(problem, dtype), target, precision) if suits(c, gemm)]
 
 
-def default(problem: ConvProblem, dtype: torch.dtype, target: Target, *, dgrad: bool) -> Config:
+def default(
+    problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee", *, dgrad: bool
+) -> Config:
     """The offered config with the fewest estimated cycles; of equals the first."""
     gemm = gemm_of(problem, dgrad)
     return min(
-        offered(problem, dtype, target, dgrad=dgrad),
+        offered(problem, dtype, target, precision, dgrad=dgrad),
         key=lambda config: estimated_cycles(gemm, dtype, config, target),
     )
 
@@ -220,7 +219,7 @@ def estimated_cycles(gemm: Gemm, dtype: torch.dtype, config: Config, target: Tar
 
     An ordering of configs, not a prediction. Rates: A100, H100, B200 and MI300X datasheets.
     """
-    multiply_adds, l2_bytes = _RATES[family(target)]
+    multiply_adds, l2_bytes = _RATES[target.family]
     size = dtype.itemsize
     tile = config.block_m * config.block_n * config.block_k
     matrix = tile / (multiply_adds * 2 / size)

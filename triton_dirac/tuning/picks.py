@@ -179,7 +179,7 @@ def _measure(runs: Mapping[str, Run], bench: Bench | None) -> dict[str, float]:
 
 def _label(config: Config) -> str:
     """What a config is called in the file: all that changes its code, not its reason."""
-    return f"{config.name} g{config.group_m}"
+    return f"{config.name} g{config.group_m}" + (" all registers" if config.all_registers else "")
 
 
 def _spell(problem: ConvProblem) -> str:

@@ -31,6 +31,13 @@ class Target:
         kind, arch = self.name.split(":")
         return int(arch) if kind == "cuda" else arch
 
+    @property
+    def family(self) -> str:
+        """AMD, or the NVIDIA generation of matrix instructions: mma.sync (cuda:80), wgmma (90), tcgen05 (100)."""
+        if self.backend != "cuda":
+            return "hip"
+        return {9: "cuda:90", 10: "cuda:100"}.get(int(self.arch) // 10, "cuda:80")
+
     def precision(self, wanted: str) -> str:
         """``wanted`` where the target's matrix unit has it, else the more exact "ieee".
 

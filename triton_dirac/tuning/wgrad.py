@@ -42,8 +42,8 @@ _FLOAT = (
     Config(128, 128, 32, 8, 3, "batch", reason="wide layers"),
     Config(128, 64, 32, 4, 4, "batch", reason="C divides by 64, not 128: no mask; two programs a unit"),
     Config(64, 64, 32, 4, 3, "batch", reason="small layers"),
-    Config(128, 64, 32, 4, 4, "gather", reason="wide layers of a small batch"),
-    Config(64, 64, 32, 4, 3, "gather", reason="narrow layers of a small batch"),
+    Config(128, 64, 16, 8, 4, "gather", reason="wide layers of a small batch"),
+    Config(64, 64, 16, 4, 4, "gather", reason="narrow layers of a small batch"),
 )
 # Channels that do not divide into 16-byte loads cost a register and a predicate an element: small tiles.
 _ODD = (
@@ -51,14 +51,6 @@ _ODD = (
     Config(64, 32, 32, 4, 3, "gather", reason="odd channels, fewer registers"),
     Config(32, 32, 32, 4, 3, "gather", reason="up to 32 filters, few pixels"),
 )
-
-
-def family(target: Target) -> str:
-    """AMD, or the NVIDIA generation of matrix instructions: mma.sync (cuda:80), wgmma (90), tcgen05 (100)."""
-    if target.backend != "cuda":
-        return "hip"
-    generation = {9: "cuda:90", 10: "cuda:100"}
-    return generation.get(int(target.arch) // 10, "cuda:80")
 
 
 def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = "ieee") -> list[Config]:
@@ -75,15 +67,17 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
     elif dtype.itemsize == 4:
         chosen = _FLOAT
     else:
-        chosen = _HALF + (_WGMMA if family(target) in ("cuda:90", "cuda:100") else ())
-    if family(target) == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
+        chosen = _HALF + (_WGMMA if target.family in ("cuda:90", "cuda:100") else ())
+    if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(replace(config, num_stages=2) for config in chosen)
+    else:  # the phases of pixel order and float32's operands are what the assembler would spill
+        chosen = tuple(replace(config, all_registers=True) for config in chosen)
     return [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
 
 
 def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
     """Shared memory of the pipeline's buffers: one a stage for wgmma and tcgen05, else one fewer."""
-    buffers = config.num_stages - (family(target) not in ("cuda:90", "cuda:100"))
+    buffers = config.num_stages - (target.family not in ("cuda:90", "cuda:100"))
     return (config.block_m + config.block_n) * config.block_k * dtype.itemsize * buffers
 
 
@@ -154,7 +148,7 @@ def estimated_cycles(problem: ConvProblem, dtype: torch.dtype, config: Config, s
 
     An ordering of configs, not a prediction. Rates: A100, H100, B200 and MI300X datasheets.
     """
-    multiply_adds, l2_bytes, memory_bytes = _RATES[family(target)]
+    multiply_adds, l2_bytes, memory_bytes = _RATES[target.family]
     itemsize = dtype.itemsize
     matrix = config.block_m * config.block_n * config.block_k / (multiply_adds * 2 / itemsize)
     if config.loader == "batch" and problem.C // problem.groups % config.block_n == 0:

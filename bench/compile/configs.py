@@ -1,0 +1,102 @@
+"""Every config of every tuning table, compiled on problems that take each of its paths: none may spill or not fit.
+
+A spill costs a round trip through memory in every step; a config that needs more shared memory than a block may have
+is refused at launch. Both depend on the target and on Triton's version, and neither can be read off a config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from triton_dirac.problem import ConvProblem
+from triton_dirac.tuning import dgrad, fprop, wgrad
+from triton_dirac.tuning.config import Config
+from triton_dirac.tuning.targets import TARGETS
+
+from . import plans
+from .jobs import Job
+from .run import distinct_rows
+
+SAME = (1, 1, 1, 1)
+# One problem for each path through the kernels. Batches of 256 are offered all orders by fprop and dgrad, and batch
+# order alone by wgrad: the small batches are for its pixel order, at places (p, q) that are linear in memory and not.
+PROBLEMS = {
+    "wide": ConvProblem(256, 256, 28, 28, 256, 3, 3, padding=SAME),
+    "channel tail": ConvProblem(256, 80, 32, 32, 80, 3, 3, padding=SAME),
+    "stride 2": ConvProblem(256, 256, 28, 28, 256, 3, 3, stride=(2, 2), padding=SAME),
+    "odd channels": ConvProblem(256, 35, 32, 32, 35, 3, 3, padding=SAME),
+    "stem": ConvProblem(256, 3, 224, 224, 64, 7, 7, stride=(2, 2), padding=(3, 3, 3, 3)),
+}
+SMALL = {
+    "wide, small batch": ConvProblem(5, 256, 28, 28, 256, 3, 3, padding=SAME),
+    "channel tail, small batch": ConvProblem(5, 80, 32, 32, 80, 3, 3, padding=SAME),
+    "stride 2, small batch": ConvProblem(5, 256, 28, 28, 256, 3, 3, stride=(2, 2), padding=SAME),
+}
+KERNELS: dict[str, tuple[Callable[..., list[Config]], dict[str, ConvProblem]]] = {
+    "conv_fprop": (fprop.offered, PROBLEMS),
+    "conv_dgrad": (dgrad.offered, PROBLEMS),
+    "conv_wgrad": (wgrad.offered, PROBLEMS | SMALL),
+}
+DTYPES = ("float16", "bfloat16", "float32", *plans.TF32)
+
+
+def jobs_of(
+    targets: Sequence[str] = tuple(TARGETS), dtypes: Sequence[str] = DTYPES, kernels: Sequence[str] = ("",)
+) -> list[Job]:
+    """A job for each config that a problem is offered, with all that its epilogue may hold."""
+    jobs = []
+    for target in targets:
+        for kernel in (name for name in KERNELS if any(part in name for part in kernels)):
+            offered, problems = KERNELS[kernel]
+            for dtype in dtypes:
+                for name, problem in problems.items():
+                    planner = f"bench.compile.plans:{kernel.removeprefix('conv_')}"
+                    job = Job(kernel, planner, "", name, dtype, target, problem)
+                    asked = problem, plans.dtype_of(job), TARGETS[target], plans.precision(job)
+                    jobs += [
+                        replace(job, arguments={"config": asdict(config), "full_epilogue": True})
+                        for config in offered(*asked)
+                    ]
+    return jobs
+
+
+def faults(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """What is wrong with each row that spills, does not fit or does not compile; empty if nothing is."""
+    return [
+        f"{row['target']} {row['kernel']} {row['dtype']} {row['layer']} {row['config']}: "
+        + (row["error"] or f"{row['spills']} bytes spilled")
+        for row in rows
+        if row["spills"] or not row["ok"]
+    ]
+
+
+def print_rows(rows: list[dict[str, Any]], console: Console) -> None:
+    """One line a target, kernel and dtype: how many kernels, the most that any of them takes; then the faults."""
+    table = Table(title="all offered configs, counted from machine code", title_justify="left", box=SIMPLE)
+    for column in ("target", "kernel", "dtype", "configs", "kernels", "regs", "shared", "of", "spilling", "failed"):
+        table.add_column(column, justify="left" if column in ("target", "kernel", "dtype") else "right")
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["target"], row["kernel"], row["dtype"]), []).append(row)
+    for (target, kernel, dtype), group in groups.items():
+        table.add_row(
+            *(target, kernel, dtype),
+            str(len({row["config"].partition(" split")[0] for row in group})),
+            str(len(distinct_rows(group))),
+            str(max((row["registers"] or 0 for row in group), default=0)),
+            f"{max((row['shared_bytes'] or 0 for row in group), default=0) / 1024:.0f}K",
+            f"{TARGETS[target].shared_bytes / 1024:.0f}K",
+            *(str(sum(map(bool, found))) for found in ([r["spills"] for r in group], [not r["ok"] for r in group])),
+        )
+    console.print(table)
+    for fault in faults(rows):
+        console.print(f"  {fault}", style="red", no_wrap=True, overflow="ellipsis", markup=False)
+    seconds = sum({row["key"]: row["compile_seconds"] or 0 for row in rows if row.get("key")}.values())
+    kernels = len({(row["target"], row.get("key")) for row in rows if row.get("key")})
+    console.print(f"{kernels} kernels in {len(rows)} rows, {seconds:.0f} s of compiling: {len(faults(rows))} faults")
