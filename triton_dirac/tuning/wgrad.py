@@ -1,8 +1,8 @@
 """Tiles and split factors of the weight gradient: M = K / groups, N = R*S*C / groups, reduction over N*P*Q.
 
-``CONFIGS`` has at most 24 per target family, each compiled for its targets without spills and within their shared
-memory. ``offered`` are those that suit a problem, ``default`` the one that the tile arithmetic of
-``estimated_cycles`` likes best, ``split_k`` the number of parts of its reduction.
+``configs`` lists at most 24 per dtype and target family, each compiled for its targets without spills and within their
+shared memory (``python -m bench.compile --configs``). ``offered`` are those that suit a problem, ``default`` the one
+that the tile arithmetic of ``estimated_cycles`` likes best, ``split_k`` the number of parts of its reduction.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ _HALF = (
     Config(128, 64, 64, 4, 4, "gather", reason="wide layers of a small batch"),
     Config(64, 64, 64, 4, 4, "gather", reason="narrow layers of a small batch"),
     Config(64, 64, 32, 4, 4, "gather", reason="few pixels"),
-    Config(64, 32, 64, 4, 4, "gather", reason="few columns: 1x1 windows, stems with 4 or 8 channels"),
+    Config(64, 32, 64, 8, 4, "gather", reason="few columns: 1x1 windows, stems with 4 or 8 channels"),
 )
 _WGMMA = (
-    Config(128, 256, 64, 8, 3, "batch", reason="a quarter less traffic than 128x128 where shared memory allows"),
-    Config(256, 128, 64, 8, 3, "batch", reason="the same for K of 256 and more"),
+    Config(128, 256, 64, 8, 3, "batch", reason="a quarter less traffic than 128x128; 256x128 spills"),
     Config(64, 64, 64, 4, 4, "batch", reason="small layers, deeper pipeline"),
 )
 _FLOAT = (
