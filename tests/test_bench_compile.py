@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.compile import amdgcn, loops, sass
+from bench.compile import amdgcn, configs, loops, sass
 from bench.compile.counts import count
 from bench.compile.jobs import KERNELS, Job
 from bench.compile.pool import Pool
@@ -301,6 +301,18 @@ def test_ratio_is_to_the_floor_of_the_same_tile():
     ]
     loops.add_ratios(found)
     assert [r["ratio_to_floor"] for r in found] == [1.0, 1.0, 1.25, None]
+
+
+def test_faults_are_spills_and_what_does_not_fit():
+    row = {"target": "cuda:80", "kernel": "conv_dgrad", "dtype": "float16", "layer": "wide", "config": "64x64x64"}
+    rows = [
+        row | {"ok": True, "spills": 0, "error": None},
+        row | {"ok": True, "spills": 8, "error": None},
+        row | {"ok": False, "spills": 0, "error": "needs 200 bytes of shared memory, A100 has 100"},
+        row | {"ok": False, "spills": None, "error": "the compiling process died: SIGSEGV"},
+    ]
+    where = "cuda:80 conv_dgrad float16 wide 64x64x64: "
+    assert configs.faults(rows) == [where + "8 bytes spilled", *(where + str(row["error"]) for row in rows[2:])]
 
 
 def test_every_kernel_has_a_planner():
