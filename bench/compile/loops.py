@@ -21,11 +21,10 @@ from triton_dirac.tuning.config import Config
 from .jobs import KERNELS, PEERS, Job
 
 FLOOR = "GEMM, no masks"
-TILES = (
-    Config(128, 128, 64, 8, 3),
-    Config(128, 128, 64, 4, 3),
-    Config(128, 64, 64, 4, 4),
-    Config(128, 128, 32, 4, 4),
+# The GEMMs and peers, which take no ``all_registers``, are left to the assembler.
+TILES = tuple(
+    Config(*tile, all_registers=True)
+    for tile in ((128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 64, 64, 4, 4), (128, 128, 32, 4, 4))
 )
 LAYERS = (
     ("DiracNet-18", ConvProblem(256, 128, 28, 28, 128, 3, 3, padding=(1, 1, 1, 1))),

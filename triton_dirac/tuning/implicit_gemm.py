@@ -166,9 +166,8 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
         }[target.family]
     if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(dict.fromkeys(replace(config, num_stages=2) for config in chosen))
-    else:  # the masks of pixel order and float32's operands are what the assembler would spill
-        wide = dtype.itemsize == 4
-        chosen = tuple(replace(config, all_registers=wide or config.loader == "gather") for config in chosen)
+    else:  # of tiles with 64 columns and more shared memory bounds the blocks before registers do
+        chosen = tuple(replace(config, all_registers=True) for config in chosen)
     return [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
 
 

@@ -69,7 +69,7 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
         chosen = _HALF + (_WGMMA if target.family in ("cuda:90", "cuda:100") else ())
     if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(replace(config, num_stages=2) for config in chosen)
-    else:  # the phases of pixel order and float32's operands are what the assembler would spill
+    else:  # shared memory bounds the blocks before registers do
         chosen = tuple(replace(config, all_registers=True) for config in chosen)
     return [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
 
