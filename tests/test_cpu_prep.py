@@ -65,7 +65,8 @@ def test_layers_that_the_kernels_do_wrong_are_done_step_by_step(eps, shared):
     weight[0] = 0
     for row, size in enumerate((1e-30, 1e-14, 1e-13, 1e-5, 1e13, 1e18, -1e18), start=1):
         weight[row] *= size
-    assert cpu_prep._forward([(weight, alpha, beta)], eps, True, [1])[2] == {0}
+    layout = cpu_prep._layout(weight.shape, weight.stride(), 1)
+    assert cpu_prep._forward([(weight, alpha, beta)], [layout], eps, True)[2] == {0}
     grad = torch.randn(weight.shape)
     ours = results(dirac_weight, weight, alpha, beta, grad, torch.float32, backend="torch", eps=eps)
     exact = results(reference.dirac_weight, weight, alpha, beta, grad, torch.float64, eps=eps)
@@ -155,6 +156,31 @@ def test_a_net_in_one_node_has_the_numbers_of_its_layers(hostile):
         assert all(torch.equal(a, b) for a, b in zip(found[0][3:], found[1][3:], strict=True))
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_layer_may_be_stepped_before_another_s_backward(backend):
+    """Two heads, two optimisers: what one backward does not need may change before it."""
+    layers = [tuple(tensor.requires_grad_() for tensor in parameters((2, 2, 3, 3))) for _ in range(2)]
+    first, second = dirac_weights(layers, backend=backend)
+    first.square().sum().backward()
+    with torch.no_grad():
+        layers[0][0].mul_(2)
+    second.square().sum().backward()
+    assert layers[1][0].grad is not None
+    first, second = dirac_weights(layers, backend=backend)
+    with torch.no_grad():
+        layers[0][0].mul_(2)
+    with pytest.raises(RuntimeError, match=r"weight of shape \(2, 2, 3, 3\), .* modified by an inplace operation"):
+        first.sum().backward()
+
+
+def test_one_layer_s_graph_is_freed_by_its_backward():
+    weight, alpha, beta = (tensor.requires_grad_() for tensor in parameters((2, 2, 3, 3)))
+    loss = dirac_weight(weight, alpha, beta, backend="torch").sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
 def test_second_derivatives_of_a_net():
     layers = [parameters((3, 2, 3, 3)), parameters((4, 4, 3))]
     leaves = [tensor.requires_grad_() for layer in layers for tensor in layer]
@@ -189,6 +215,8 @@ def test_a_net_that_differs_is_checked_again():
         dirac_weights(layers, groups=[1, 3], backend="torch")
     with pytest.raises(ValueError, match=r"must be \(weight, alpha, beta\), got 2 items"):
         dirac_weights([layers[0], layers[1][:2]], backend="torch")
+    with pytest.raises(ValueError, match=r"must be \(weight, alpha, beta\), got 2 items"):
+        dirac_weights([layers[0][:2], (layers[0][2], *layers[1])], backend="torch")
     with pytest.raises(ValueError, match="backend must be one of"):
         dirac_weights(layers, backend="cuda")
     half = [tuple(tensor.half() for tensor in layer) for layer in layers]

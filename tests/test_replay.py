@@ -13,6 +13,7 @@ from triton_dirac import ops, reference, remembered
 from triton_dirac.kernels import launch
 from triton_dirac.ops import conv, replay
 from triton_dirac.remembered import Remembered
+from triton_dirac.tuning import picks
 
 
 @pytest.fixture
@@ -115,9 +116,38 @@ def test_autocast_of_another_dtype_is_not_taken_for_the_same(replays):
 def test_a_call_with_one_tensor_twice_is_not_replayed_for_two(replays):
     """Which of the two an argument was cannot be told from it."""
     image, weight, alpha, beta, bias = tensors()
-    for a, b in [(alpha, alpha), (alpha, beta), (alpha, beta)]:
+    for a, b in [(alpha, alpha), (alpha, alpha.detach()), (alpha, beta), (alpha, beta)]:
         inputs = (image, weight, a, b, bias)
         assert_right(inputs, run(inputs))
+
+
+@pytest.mark.parametrize("how", ["strided", "expanded", "shifted"])
+def test_alpha_and_bias_of_any_strides_are_read_right(how, replays):
+    image, weight, alpha, beta, bias = tensors()
+    odd = {
+        "strided": lambda t: torch.stack([t, t + 1], dim=1)[:, 0],
+        "expanded": lambda t: t[:1].expand(4),
+        "shifted": lambda t: torch.cat([t[:1], t])[1:],
+    }[how]
+    for _ in range(2):
+        inputs = [image.clone().requires_grad_(), weight, odd(alpha), odd(beta), odd(bias)]
+        output = run(inputs)
+        assert_right(inputs, output)
+        wide = [image.double().requires_grad_(), *(tensor.double() for tensor in inputs[1:])]
+        expected = torch.autograd.grad(reference.dirac_conv2d(*wide, padding=1).sum(), wide[0])[0]
+        assert_as_good_as_torch("input", torch.autograd.grad(output.sum(), inputs[0])[0], expected)
+    depthwise = [t.double() for t in (weight[:, :1], odd(bias), odd(alpha))]
+    image = torch.randn(1, 4, 5, 5)
+    found = td.conv2d(image, weight[:, :1], odd(bias), 1, 1, 1, 4, alpha=odd(alpha), backend="triton", precision="ieee")
+    expected = reference.conv2d(image.double(), *depthwise[:2], 1, 1, 1, 4, alpha=depthwise[2])
+    assert_as_good_as_torch("depthwise", found, expected)
+
+
+def test_picks_that_are_forgotten_are_not_replayed(replays):
+    inputs = tensors()
+    run(inputs)
+    picks.forget()
+    run(inputs)
     assert not replays
 
 
@@ -151,6 +181,42 @@ def test_a_warm_call_answers_like_a_cold_one_to_transforms_and_wrong_groups():
         run(inputs, activation="gelu")
 
 
+def test_one_image_alone_is_replayed_as_a_batch_of_one(replays):
+    for seed in range(2):
+        inputs = tensors(seed)
+        inputs[0] = inputs[0][0]
+        output = run(inputs)
+        assert output.shape == (4, 4, 4)
+        assert_right([inputs[0][None], *inputs[1:]], output[None])
+    assert len(replays) == 1
+
+
+def test_a_torch_whose_guard_is_another_remembers_nothing(monkeypatch, replays):
+    class Other:
+        def __init__(self, *tensors):
+            pass
+
+    monkeypatch.setattr("torch._C._dynamo.guards.TensorGuards", Other)
+    assert remembered._make_guard_of() is None
+    monkeypatch.setattr(remembered, "guard_of", None)
+    for seed in range(2):
+        inputs = tensors(seed)
+        assert_right(inputs, run(inputs))
+    assert not replays
+
+
+def test_of_one_key_the_oldest_is_forgotten_first(monkeypatch):
+    monkeypatch.setattr(remembered, "MOST_ALIKE", 2)
+    kept = Remembered()
+    images = [torch.zeros(size) for size in (1, 2, 3)]
+    for image in images:
+        kept.keep("key", [image], image.shape)
+        kept.keep("key", [image], image.shape)
+    kept.keep("another", images, "all")
+    assert [kept.find("key", [image]) for image in images] == [None, images[1].shape, images[2].shape]
+    assert kept.find("another", images) == "all"
+
+
 def test_many_calls_are_forgotten_in_time(replays, monkeypatch):
     monkeypatch.setattr(remembered, "MOST_KEYS", 3)
     for batch in range(1, 9):
@@ -178,9 +244,14 @@ def test_tensor_descriptors_are_made_again_for_the_tensors_of_the_moment(replays
         assert_as_good_as_torch("output", output, expected)
     assert len(replays) == 2
     ((_, known),) = next(iter(replay._calls._values.values()))
-    assert [step.descriptors != () for step in known.steps] == [False, True]
+    assert [step.tiles != () for step in known.steps] == [False, True]
     odd = torch.empty(image.numel() + 1)[1:].view(16, 4, 4, 16).permute(0, 3, 1, 2)  # 4 bytes past a multiple of 16
+    odd.copy_(image)
     assert not known.fits((odd, *inputs[1:]))
+    assert_as_good_as_torch("gathered instead", run((odd, *inputs[1:])), expected)
+    assert len(replays) == 2
+    run(inputs)
+    assert len(replays) == 3
 
 
 def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):

@@ -23,13 +23,11 @@ IntOrPair = int | Sequence[int]
 
 
 class Call(NamedTuple):
-    """A checked convolution: the input with a batch, the problem, and how it is to be computed."""
+    """A checked convolution: the problem, and how it is to be computed."""
 
-    batched: Tensor
     problem: ConvProblem
     relu: bool
     precision: str
-    squeeze: bool
 
     @property
     def geometry(self) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int], int]:
@@ -38,21 +36,19 @@ class Call(NamedTuple):
 
 
 def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision) -> Call:
-    """The convolution that the arguments of ``conv2d`` describe."""
+    """The convolution that the arguments of ``conv2d`` describe; a lone image has been made a batch of one."""
     check_same_device(input=input, weight=weight, bias=bias, alpha=alpha)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or 'relu', got {activation!r}")
     if precision is not None and precision not in PRECISIONS:
         names = ", ".join(map(repr, PRECISIONS))
         raise ValueError(f"precision must be None or one of {names}, got {precision!r}")
-    if input.dim() not in (3, 4):
+    if input.dim() != 4:
         raise ValueError(f"input must have shape (N, C, H, W) or (C, H, W), got {tuple(input.shape)}")
-    squeeze = input.dim() == 3
-    batched = input.unsqueeze(0) if squeeze else input
     traced = torch.compiler.is_compiling() or not is_plain(input, weight)  # sizes may be symbols, which have no hash
     resolve = _resolve.__wrapped__ if traced else _resolve
     problem = resolve(
-        tuple(batched.shape),
+        tuple(input.shape),
         tuple(weight.shape),
         _hashable(stride),
         padding if isinstance(padding, str) else _hashable(padding),
@@ -61,7 +57,7 @@ def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, ac
     )
     if bias is not None:
         _check_bias(bias, problem.K, input.dtype)
-    return Call(batched, problem, activation == "relu", precision or "default", squeeze)
+    return Call(problem, activation == "relu", precision or "default")
 
 
 def _hashable(value: IntOrPair) -> IntOrPair:

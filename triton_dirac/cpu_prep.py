@@ -19,10 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_dirac import torch_backend
-from triton_dirac.kept import Kept
+from triton_dirac.net_node import Kept, Layer, layers_of, prepare_trained_apart
 from triton_dirac.tracing import is_plain
-
-Layer = tuple[Tensor, Tensor, Tensor]  # weight, alpha, beta
 
 # Norms between which no square underflows or overflows and, in the backward, no <G, W> / n^3 does.
 SMALLEST, LARGEST = 1e-12, 1e12
@@ -38,77 +36,76 @@ def can_run(layers: Sequence[Layer]) -> bool:
 
 def dirac_weights(layers: Sequence[Layer], *, eps: float, identity: bool, groups: Sequence[int]) -> list[Tensor]:
     """What of each layer, float32, in its weight's layout. One node of the graph, since each costs 20 us."""
-    if not torch.is_grad_enabled():
-        return _forward(layers, eps, identity, groups)[0]
-    trained = [any(tensor.requires_grad for tensor in layer) for layer in layers]
-    if all(trained):
-        tensors = (tensor for layer in layers for tensor in layer)
-        return list(_DiracWeights.apply(eps, identity, groups, *tensors))
-    each = zip(layers, groups, trained, strict=True)  # one node would have frozen layers' filters taken for trained
-    return [
-        _DiracWeights.apply(eps, identity, (group,), *layer)[0]
-        if wanted
-        else _forward([layer], eps, identity, (group,))[0][0]
-        for layer, group, wanted in each
+    layouts = [
+        _layout(weight.shape, weight.stride(), group) for (weight, _, _), group in zip(layers, groups, strict=True)
     ]
+
+    def prepare(indices: list[int], trained: bool) -> Sequence[Tensor]:
+        some, their = [layers[index] for index in indices], [layouts[index] for index in indices]
+        if not trained:
+            return _forward(some, their, eps, identity)[0]
+        return _DiracWeights.apply(their, eps, identity, *(tensor for layer in some for tensor in layer))
+
+    prepared = prepare_trained_apart(layers, prepare)
+    return [layout.as_weight(dense) for layout, dense in zip(layouts, prepared, strict=True)]
 
 
 class _DiracWeights(torch.autograd.Function):
-    """All layers; saves their tensors and the norms."""
+    """All layers, from their tensors to filters as ``_Layout.dense`` has them; keeps the tensors and the norms."""
 
     @staticmethod
-    def forward(ctx, eps, identity, groups, *tensors):
-        prepared, norms, ctx.stepwise = _forward(_layers(tensors), eps, identity, groups)
-        ctx.eps, ctx.identity, ctx.groups = eps, identity, groups
-        ctx.kept = Kept((*tensors, *norms))
+    def forward(ctx, layouts, eps, identity, *tensors):
+        layers = layers_of(tensors)
+        prepared, norms, ctx.stepwise = _forward(layers, layouts, eps, identity)
+        ctx.layouts, ctx.eps, ctx.identity = layouts, eps, identity
+        ctx.kept = None
+        if len(layers) == 1:
+            ctx.save_for_backward(*tensors, *norms)
+        else:
+            ctx.kept = [Kept((*layer, norm)) for layer, norm in zip(layers, norms, strict=True)]
         ctx.set_materialize_grads(False)
         return tuple(prepared)
 
     @staticmethod
     def backward(ctx, *grads):
-        tensors = ctx.kept.tensors()
-        count = len(grads)
         gradients: list[Tensor | None] = []
-        layers = zip(grads, _layers(tensors[: 3 * count]), tensors[3 * count :], ctx.groups, strict=True)
-        for index, (grad, layer, norm, groups) in enumerate(layers):
+        for index, (grad, layout) in enumerate(zip(grads, ctx.layouts, strict=True)):
             if grad is None:
                 gradients += (None, None, None)
-            elif torch.is_grad_enabled():  # a second derivative follows: let torch see every step, the norm's too
-                norm = torch_backend.row_norms(layer[0])
-                gradients += _stepwise_backward(ctx, grad, layer, norm, groups)
-            elif index in ctx.stepwise:
-                gradients += _stepwise_backward(ctx, grad, layer, norm.view(-1), groups)
+                continue
+            weight, alpha, beta, norm = ctx.kept[index].unchanged() if ctx.kept else ctx.saved_tensors
+            if torch.is_grad_enabled() or index in ctx.stepwise:
+                # If a second derivative follows, let torch see every step, the norm's too.
+                norm = torch_backend.row_norms(weight) if torch.is_grad_enabled() else norm.view(-1)
+                gradients += torch_backend.dirac_weight_backward(
+                    *(layout.as_weight(grad), weight, alpha, beta, norm),
+                    eps=ctx.eps,
+                    identity=ctx.identity,
+                    groups=layout.groups,
+                )
             else:
-                gradients += _backward(grad, *layer, norm, ctx.identity, groups)
+                gradients += _backward(grad.contiguous(), weight, alpha, beta, norm, layout, ctx.identity)
         return None, None, None, *gradients
 
 
-def _layers(tensors: Sequence[Tensor]) -> list[Layer]:
-    return list(zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True))
-
-
-def _stepwise_backward(ctx, grad: Tensor, layer: Layer, norm: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch_backend.dirac_weight_backward(grad, *layer, norm, eps=ctx.eps, identity=ctx.identity, groups=groups)
-
-
 def _forward(
-    layers: Sequence[Layer], eps: float, identity: bool, groups: Sequence[int]
+    layers: Sequence[Layer], layouts: Sequence[_Layout], eps: float, identity: bool
 ) -> tuple[list[Tensor], list[Tensor], set[int]]:
-    """(What of each, norms (K, 1, ..., 1), which layers the kernels do not do right)"""
+    """(What of each, dense; norms (K, 1, ..., 1); which layers the kernels do not do right)"""
     outputs, norms = [], []
-    for (weight, alpha, beta), group in zip(layers, groups, strict=True):
-        layout = _layout(weight.shape, weight.stride(), group)
+    for (weight, alpha, beta), layout in zip(layers, layouts, strict=True):
         prepared, norm = torch._weight_norm_interface(layout.dense(weight), layout.per_row(beta), 0)
         if identity:
             layout.entries(prepared).add_(layout.identity_rows(alpha))
-        outputs.append(prepared.movedim(-1, 1) if layout.last else prepared)
+        outputs.append(prepared)
         norms.append(norm)
     stepwise = _unfit(norms, eps)
     for index in stepwise:
-        outputs[index], norm = torch_backend.dirac_weight_forward(
-            *layers[index], eps=eps, identity=identity, groups=groups[index]
+        layout = layouts[index]
+        prepared, norm = torch_backend.dirac_weight_forward(
+            *layers[index], eps=eps, identity=identity, groups=layout.groups
         )
-        norms[index] = norm.view(norms[index].shape)
+        outputs[index], norms[index] = layout.dense(prepared), norm.view(layout.rows)
     return outputs, norms, stepwise
 
 
@@ -126,11 +123,9 @@ def _unfit(norms: Sequence[Tensor], eps: float) -> set[int]:
 
 
 def _backward(
-    grad: Tensor, weight: Tensor, alpha: Tensor, beta: Tensor, norm: Tensor, identity: bool, groups: int
+    grad: Tensor, weight: Tensor, alpha: Tensor, beta: Tensor, norm: Tensor, layout: _Layout, identity: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dW, dalpha, dbeta): see ``torch_backend.dirac_weight_backward``."""
-    layout = _layout(weight.shape, weight.stride(), groups)
-    grad = layout.dense(grad)
+    """(dW, dalpha, dbeta) from a dense gradient: see ``torch_backend.dirac_weight_backward``."""
     dweight, dbeta = torch.ops.aten._weight_norm_interface_backward.default(
         grad, layout.dense(weight), layout.per_row(beta), norm, 0
     )
@@ -139,11 +134,11 @@ def _backward(
     elif alpha.shape[0] == 1:
         dalpha = layout.entries(grad).sum().view(1)
     else:  # a copy also where there is nothing to pad
-        dalpha = F.pad(layout.entries(grad), (0, alpha.shape[0] // groups - layout.sizes[-1])).view(-1)
+        dalpha = F.pad(layout.entries(grad), (0, alpha.shape[0] // layout.groups - layout.sizes[-1])).view(-1)
     dbeta = dbeta.view(-1)
     if beta.shape[0] != dbeta.shape[0]:
         dbeta = dbeta.sum(0, keepdim=True)
-    return dweight.movedim(-1, 1) if layout.last else dweight, dalpha.to(alpha.dtype), dbeta.to(beta.dtype)
+    return layout.as_weight(dweight), dalpha.to(alpha.dtype), dbeta.to(beta.dtype)
 
 
 class _Layout(NamedTuple):
@@ -155,10 +150,15 @@ class _Layout(NamedTuple):
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     first: int
-    per_filter: tuple[int, int, int]  # filters, channels of a group, groups
+    channels: int  # of a group
+    groups: int
 
     def dense(self, tensor: Tensor) -> Tensor:
         return (tensor.movedim(1, -1) if self.last else tensor).contiguous()
+
+    def as_weight(self, dense: Tensor) -> Tensor:
+        """As (K, C, *window) again."""
+        return dense.movedim(-1, 1) if self.last else dense
 
     def per_row(self, per_filter: Tensor) -> Tensor:
         """(K,) or (1,) as (K, 1, ..., 1)"""
@@ -174,7 +174,7 @@ class _Layout(NamedTuple):
         """alpha for each of ``entries``."""
         if len(self.sizes) == 1 and alpha.shape[0] in (1, self.sizes[0]):
             return alpha
-        return torch_backend.identity_rows(alpha, *self.per_filter).view(self.sizes)
+        return torch_backend.identity_rows(alpha, self.rows[0], self.channels, self.groups).view(self.sizes)
 
 
 @lru_cache(maxsize=1024)
@@ -194,7 +194,7 @@ def _layout(shape: tuple[int, ...], strides: tuple[int, ...], groups: int) -> _L
     if groups > 1:
         sizes, steps = (groups, *sizes), (per_group * channels * taps, *steps)
     rows = (filters, *(1,) * (len(shape) - 1))
-    return _Layout(last, rows, sizes, steps, centre * tap_step, (filters, channels, groups))
+    return _Layout(last, rows, sizes, steps, centre * tap_step, channels, groups)
 
 
 def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

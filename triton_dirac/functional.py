@@ -1,18 +1,20 @@
 """The public functions: argument checks, choice of backend, and nothing else.
 
-Every check comes before any work; RuntimeError is for a backend that cannot run here, the others are ``checks``'s.
+A call that is like an earlier one is done as that was. Else every check comes before any work but making the image what
+kernels take (a batch, autocast's dtype, their layout). RuntimeError is for a backend that cannot run here; the other
+errors are ``checks``'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from triton_dirac import cpu_prep, torch_backend
-from triton_dirac.checks import Call, IntOrPair, check_call, check_dirac_arguments, check_per_filter, check_same_device
+from triton_dirac.checks import IntOrPair, check_call, check_dirac_arguments, check_per_filter, check_same_device
 from triton_dirac.remembered import Remembered
 from triton_dirac.tracing import autocast_dtype, is_plain, is_transformed
 
@@ -101,8 +103,10 @@ def dirac_weights(
     """``dirac_weight`` of every layer (weight, alpha, beta) of a network, in one launch; backward in another.
 
     The numbers are those of one call a layer. Shapes, window dimensions and dtypes may be mixed, devices may not.
-    No host-device synchronisation; fit for capture in a CUDA graph. The results share one allocation. Under
-    torch.compile, and for gradients of gradients, layers are prepared one by one.
+    No host-device synchronisation; fit for capture in a CUDA graph. The results of one launch share one allocation.
+    Under torch.compile, and for gradients of gradients, layers are prepared one by one. One node of autograd's graph
+    serves all trained layers: a backward that reaches one layer calls the gradient hooks of all, with None for those
+    it does not reach.
 
     Args:
         layers: (weight, alpha, beta) of each layer, as ``dirac_weight``'s.
@@ -116,20 +120,21 @@ def dirac_weights(
     """
     layers = list(layers)
     tensors = [tensor for layer in layers for tensor in layer]
-    each = groups if isinstance(groups, int) else tuple(groups)
-    arguments = (eps, identity, dtype, memory_format, each, type(each), backend)
+    of_layers = groups if isinstance(groups, int) else tuple(groups)
+    sizes = tuple(map(len, layers))
+    key = (sizes, eps, identity, dtype, memory_format, of_layers, type(of_layers), backend)
     traced = torch.compiler.is_compiling()
-    plan = None if traced else _plans.find((len(tensors), *arguments), tensors)
+    plan = None if traced else _plans.find(key, tensors)
     if plan is None:
-        plan = _plan(layers, eps, dtype, memory_format, each, backend)
+        plan = _plan(layers, eps, dtype, memory_format, of_layers, backend)
         if not traced and is_plain(*tensors):
-            _plans.keep((len(tensors), *arguments), tensors, plan)
+            _plans.keep(key, tensors, plan)
     if plan.way == "one launch":
         channels_last = None if memory_format is None else memory_format == torch.channels_last
         return ops.weight_preps(layers, eps, identity, dtype, channels_last, plan.groups)
     if plan.way == "cpu":
         prepared = cpu_prep.dirac_weights(layers, eps=eps, identity=identity, groups=plan.groups)
-        return [t if d is t.dtype else t.to(d) for t, d in zip(prepared, plan.dtypes, strict=True)]
+        return [tensor.to(dtype) for tensor, dtype in zip(prepared, plan.dtypes, strict=True)]
     return [
         dirac_weight(
             *layer, eps=eps, identity=identity, dtype=dtype, memory_format=layout, groups=group, backend=backend
@@ -141,7 +146,7 @@ def dirac_weights(
 class _Plan(NamedTuple):
     """How ``dirac_weights`` prepares checked layers: in "one launch", all by the "cpu" kernels, or "each" alone."""
 
-    way: str
+    way: Literal["one launch", "cpu", "each"]
     dtypes: list[torch.dtype]
     layouts: list[torch.memory_format | None]
     groups: list[int]
@@ -177,7 +182,7 @@ def _plan(layers, eps, dtype, memory_format, groups, backend) -> _Plan:
         layout is None or weight.is_contiguous(memory_format=layout)
         for weight, layout in zip(weights, layouts, strict=True)
     )
-    way = "each"
+    way: Literal["one launch", "cpu", "each"] = "each"
     if all(on_triton) and ops is not None and ops.may_batch(layers):
         way = "one launch"
     elif not any(on_triton) and as_it_is and cpu_prep.can_run(layers):
@@ -228,25 +233,23 @@ def conv2d(
     options = (given, stride, padding, dilation, groups, type(groups), activation, precision, backend)
     if ops is not None and not torch.compiler.is_compiling() and (known := ops.find(tensors, options)):
         return ops.replay_conv2d(tensors, known)
-    native, native_weight = _native(input, backend), _native(weight, backend)
-    if native is not input or native_weight is not weight:
-        return conv2d(
-            *(native, native_weight, bias, stride, padding, dilation, groups),
-            alpha=alpha,
-            activation=activation,
-            precision=precision,
-            backend=backend,
-        )
+    rest: Any = (bias, stride, padding, dilation, groups)
+    how: dict[str, Any] = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
+    if input.dim() == 3:
+        return conv2d(input.unsqueeze(0), weight, *rest, **how).squeeze(0)
+    dtype = autocast_dtype(input)
+    ready = _ready(input, dtype, backend), _ready(weight, dtype, backend)
+    if ready[0] is not input or ready[1] is not weight:
+        return conv2d(*ready, *rest, **how)
     if weight.dtype != input.dtype:
         raise TypeError(f"weight must have input's dtype {input.dtype}, got {weight.dtype}")
     if alpha is not None:
         check_per_filter("alpha", alpha, weight.shape[0], "input", input.dtype)
     call = check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision)
     if not use_triton(backend, input.dtype, input.device):
-        return _by_torch(call, weight, bias, alpha)
+        return torch_backend.conv2d(input, weight, bias, alpha, call.problem, relu=call.relu)
     settings = ops.ConvSettings(*call.geometry, call.relu, call.precision, backend == "auto")
-    output = ops.conv2d((call.batched, *tensors[1:]), settings, options)
-    return output.squeeze(0) if call.squeeze else output
+    return ops.conv2d(tensors, settings, options)
 
 
 def dirac_conv2d(
@@ -285,31 +288,24 @@ def dirac_conv2d(
     Source: DiracNets, arXiv 1706.00388.
     """
     tensors = (input, weight, alpha, beta, bias)
-    options = (
-        bias is not None,
-        stride,
-        padding,
-        dilation,
-        groups,
-        type(groups),
-        form,
-        eps,
-        activation,
-        precision,
-        backend,
-    )
+    # 1.0 is as good a key as 1, and not as good a number of groups.
+    geometry = (stride, padding, dilation, groups, type(groups))
+    options = (bias is not None, *geometry, form, eps, activation, precision, backend)
     if ops is not None and not torch.compiler.is_compiling() and (known := ops.find(tensors, options)):
         return ops.replay_dirac_conv2d(tensors, known)
-    native = _native(input, backend)
-    if native is not input:
-        return dirac_conv2d(
-            *(native, weight, alpha, beta, bias, stride, padding, dilation, groups),
-            form=form,
-            eps=eps,
-            activation=activation,
-            precision=precision,
-            backend=backend,
-        )
+    rest = (weight, alpha, beta, bias, stride, padding, dilation, groups)
+    how: dict[str, Any] = {
+        "form": form,
+        "eps": eps,
+        "activation": activation,
+        "precision": precision,
+        "backend": backend,
+    }
+    if input.dim() == 3:
+        return dirac_conv2d(input.unsqueeze(0), *rest, **how).squeeze(0)
+    ready = _ready(input, autocast_dtype(input), backend)
+    if ready is not input:
+        return dirac_conv2d(ready, *rest, **how)
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
     check_dirac_arguments(weight, alpha, beta, eps, groups, (4,))
@@ -320,15 +316,14 @@ def dirac_conv2d(
     split = uses_split(form, input.dtype, on_triton)
     if not on_triton:
         (prepared,) = _weights_by_torch([(weight, alpha, beta)], eps, not split, [input.dtype], [groups])
-        return _by_torch(call, prepared, bias, alpha if split else None)
+        return torch_backend.conv2d(input, prepared, bias, alpha if split else None, call.problem, relu=call.relu)
     settings = ops.DiracSettings(eps, split, *call.geometry, call.relu, call.precision, backend == "auto")
-    output = ops.dirac_conv2d((call.batched, *tensors[1:]), settings, options)
-    return output.squeeze(0) if call.squeeze else output
+    return ops.dirac_conv2d(tensors, settings, options)
 
 
-def _native(tensor: Tensor, backend: str) -> Tensor:
-    """The image or filter bank in autocast's dtype and, where Triton's kernels may run, in their layout."""
-    dtype = autocast_dtype(tensor)
+def _ready(tensor: Tensor, dtype: torch.dtype | None, backend: str) -> Tensor:
+    """The image or filter bank as the kernels take it: cast if autocast asks for ``dtype``, and channels-last where
+    Triton's may run. The backward takes the copy, too."""
     if dtype is not None:
         tensor = tensor.to(dtype)
     if torch.compiler.is_compiling() or not is_plain(tensor):
@@ -337,11 +332,6 @@ def _native(tensor: Tensor, backend: str) -> Tensor:
     if may_launch and tensor.dim() == 4 and tensor.dtype in TRITON_DTYPES:
         tensor = tensor.contiguous(memory_format=torch.channels_last)
     return tensor
-
-
-def _by_torch(call: Call, weight: Tensor, bias: Tensor | None, alpha: Tensor | None) -> Tensor:
-    output = torch_backend.conv2d(call.batched, weight, bias, alpha, call.problem, relu=call.relu)
-    return output.squeeze(0) if call.squeeze else output
 
 
 def _format(dim: int, channels_last: bool) -> torch.memory_format:

@@ -5,20 +5,36 @@ Checking and planning cost the host several times what launching does, and a tra
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-try:  # types, dtypes, devices, sizes, strides and dispatch keys of all tensors, in one call of C++
-    from torch._C._dynamo.guards import TensorGuards
-except ImportError:  # nothing is remembered
-    TensorGuards = None  # type: ignore[assignment, misc]
+
+def _make_guard_of() -> Callable[[Sequence[Tensor]], Any] | None:
+    """What makes torch.compile's guard of tensors: types, dtypes, devices, sizes, strides and dispatch keys of all, in
+    one call of C++. torch promises it to nobody: None where it is not there or does not tell what it should."""
+    try:
+        from torch._C._dynamo.guards import TensorGuards
+
+        def guard_of(tensors: Sequence[Tensor]) -> Any:
+            return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+
+        one = torch.empty(2, 3)
+        others = (one.t(), one.double(), one.new_empty(2, 2), one.to("meta"), one.clone().requires_grad_())
+        guard = guard_of([one])
+        works = guard.check(torch.zeros(2, 3)) and not any(guard.check(other) for other in others)
+    except Exception:
+        return None
+    return guard_of if works else None
+
 
 Value = TypeVar("Value")
 MOST_KEYS = 1024  # options times shapes; a net has tens
 MOST_ALIKE = 16  # of one key: dtypes, layouts, frozen or trained
+guard_of = _make_guard_of()
 
 
 class Remembered(Generic[Value]):
@@ -43,17 +59,16 @@ class Remembered(Generic[Value]):
 
     def keep(self, key: Hashable, tensors: Sequence[Tensor], value: Value) -> None:
         """Keep ``value`` for ordinary tensors like these, in place of what was kept for them before."""
-        if TensorGuards is None:
+        if guard_of is None:
             return
         try:
-            alike = [kept for kept in self._values.get(key, ()) if not kept[0].check(*tensors)]
-        except TypeError:
+            alike = self._values.get(key)
+        except TypeError:  # a list among the options
             return
-        if len(self._values) >= MOST_KEYS or len(alike) >= MOST_ALIKE:
+        if alike is None and len(self._values) >= MOST_KEYS:
             self._values.clear()
-            alike = []
-        guard = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-        self._values[key] = [*alike, (guard, value)]
+        others = [kept for kept in alike or () if not kept[0].check(*tensors)]
+        self._values[key] = [*others[1 - MOST_ALIKE :], (guard_of(tensors), value)]
 
     def __len__(self) -> int:
         return len(self._values)

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from triton_dirac.kernels.conv_direct import direct_dgrad, prefers_direct
+from triton_dirac.kernels.conv_direct import direct_dgrad, per_filter, prefers_direct
 from triton_dirac.kernels.gemm_plan import WINDOW, plan
 from triton_dirac.kernels.launch import Launch
 from triton_dirac.problem import ConvProblem
@@ -51,6 +51,7 @@ def dgrad(
         return direct_dgrad(dy, w, alpha, problem)
     dy = dy.contiguous(memory_format=torch.channels_last)
     w = w.contiguous(memory_format=torch.channels_last)
+    alpha = per_filter(alpha)
     if config is None:
         config = pick(
             "conv_dgrad",

@@ -266,6 +266,11 @@ def _run(launches: list[Launch]) -> None:
         launch.run()
 
 
+def per_filter(tensor: Tensor | None) -> Tensor | None:
+    """alpha or bias as kernels read it: one value after the other, (1,) as it is."""
+    return None if tensor is None else tensor.contiguous()
+
+
 def _dense(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
@@ -289,14 +294,14 @@ def direct_fprop(
     (K,), (1,) or None, in float32 or x's dtype. float32 products are IEEE's whatever torch's TF32 switches say.
     """
     y = _empty(problem.output_shape, x)
-    _run(plan_direct_fprop(_dense(x), _dense(w), y, bias, alpha, problem, relu=relu))
+    _run(plan_direct_fprop(_dense(x), _dense(w), y, per_filter(bias), per_filter(alpha), problem, relu=relu))
     return y
 
 
 def direct_dgrad(dy: Tensor, w: Tensor, alpha: Tensor | None, problem: ConvProblem) -> Tensor:
     """dx = gradient of ``direct_fprop`` (without relu) to x, (N, C, H, W) channels_last. dy: (N, K, P, Q)."""
     dx = _empty(problem.input_shape, dy)
-    _run(plan_direct_dgrad(_dense(dy), _dense(w), dx, alpha, problem))
+    _run(plan_direct_dgrad(_dense(dy), _dense(w), dx, per_filter(alpha), problem))
     return dx
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from triton_dirac.kernels.conv_direct import direct_fprop, prefers_direct
+from triton_dirac.kernels.conv_direct import direct_fprop, per_filter, prefers_direct
 from triton_dirac.kernels.gemm_plan import WINDOW, plan
 from triton_dirac.kernels.launch import Launch
 from triton_dirac.problem import ConvProblem
@@ -57,6 +57,7 @@ def fprop(
         return direct_fprop(x, w, bias, alpha, problem, relu=relu)
     x = x.contiguous(memory_format=torch.channels_last)
     w = w.contiguous(memory_format=torch.channels_last)
+    bias, alpha = per_filter(bias), per_filter(alpha)
     if config is None:
         config = pick(
             "conv_fprop",

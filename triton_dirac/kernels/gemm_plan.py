@@ -70,7 +70,8 @@ def plan(
     }  # fmt: skip
     column_tiles = -(-K // config.block_n)
 
-    if config.loader == "tile" and N and tile_applies(problem, source.dtype, config, dgrad=dgrad):
+    aligned = not (source.data_ptr() | weight.data_ptr()) % 16  # as descriptors need it
+    if config.loader == "tile" and N and aligned and tile_applies(problem, source.dtype, config, dgrad=dgrad):
         box = box_of(N, P, Q, config.block_m)
         flat = box[1:] == (1, 1) and C % config.block_k == 0 and H * W * C * groups < INT32
         source_view, weight_view = source.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1).flatten(1, 2)

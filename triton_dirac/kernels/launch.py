@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -47,15 +47,15 @@ class Launch:
     constexprs: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, int] = field(default_factory=dict)
 
-    def run(self, **tensors: Any) -> None:
+    def run(self, **others: Any) -> None:
         """Launch on the tensors' device; nothing is launched for an empty grid.
 
-        ``tensors`` are the arguments that a ``Template``'s launch lacks.
+        ``others`` are the arguments, tensors and their descriptors, that a ``Template``'s launch lacks.
         """
         note(self)
         if 0 in self.grid:
             return
-        arguments = {**self.args, **tensors}
+        arguments = {**self.args, **others}
         launch = partial(self.kernel[self.grid], **arguments, **self.constexprs, **self.options)
         if INTERPRETED:
             with _INTERPRETER:
@@ -91,41 +91,51 @@ def recorded() -> Iterator[list[Launch]]:
             outer.extend(launches)
 
 
+class Tiles(NamedTuple):
+    """A tensor descriptor without its tensor, which is the ``place``-th of a call; its address must divide by 16."""
+
+    argument: str
+    place: int
+    shape: list[int]
+    strides: list[int]
+    block_shape: list[int]
+
+
 @dataclass(frozen=True)
 class Template:
     """A launch without its tensors, to be run on others of the same shapes, strides and dtypes.
 
-    ``places`` are (argument, index among the call's tensors); ``descriptors`` (argument, index, sizes, strides,
-    block), of which Triton wants addresses that 16 divides.
+    ``places`` are (argument, index among the call's tensors).
     """
 
     launch: Launch
     places: tuple[tuple[str, int], ...]
-    descriptors: tuple[tuple[str, int, tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
+    tiles: tuple[Tiles, ...]
 
     @classmethod
     def of(cls, launch: Launch, tensors: Sequence[Tensor | None]) -> Template | None:
         """None if the launch holds a tensor that is not among ``tensors`` (a copy), or if two of ``tensors`` are the
-        same, which does not tell which of them an argument was."""
-        indices = {id(tensor): index for index, tensor in enumerate(tensors) if tensor is not None}
-        addresses = {tensor.data_ptr(): index for index, tensor in enumerate(tensors) if tensor is not None}
-        if len(indices) < sum(tensor is not None for tensor in tensors):
+        same memory, which does not tell which of them an argument was."""
+        given = {index: tensor for index, tensor in enumerate(tensors) if tensor is not None}
+        indices = {id(tensor): index for index, tensor in given.items()}
+        addresses = {tensor.data_ptr(): index for index, tensor in given.items()}
+        if len(addresses) < len(given):
             return None
-        rest, places, descriptors = {}, [], []
+        rest, places, tiles = {}, [], []
         for name, value in launch.args.items():
             if value is None or isinstance(value, (int, float)):
                 rest[name] = value
             elif id(value) in indices:
                 places.append((name, indices[id(value)]))
             elif isinstance(value, TensorDescriptor) and value.base.data_ptr() in addresses:
-                layout = (tuple(value.shape), tuple(value.strides), tuple(value.block_shape))
-                descriptors.append((name, addresses[value.base.data_ptr()], *layout))
+                place = addresses[value.base.data_ptr()]
+                tiles.append(Tiles(name, place, value.shape, value.strides, value.block_shape))
             else:
                 return None
-        return cls(replace(launch, args=rest), tuple(places), tuple(descriptors))
+        return cls(replace(launch, args=rest), tuple(places), tuple(tiles))
 
     def run(self, tensors: Sequence[Tensor | None]) -> None:
         arguments: dict[str, Any] = {name: tensors[index] for name, index in self.places}
-        for name, index, *layout in self.descriptors:
-            arguments[name] = TensorDescriptor(tensors[index], *layout)
+        for argument, place, *layout in self.tiles:
+            arguments[argument] = TensorDescriptor(tensors[place], *layout)
         self.launch.run(**arguments)

@@ -133,12 +133,12 @@ class _DiracConv2d(torch.autograd.Function):
     def forward(ctx, image, weight, alpha, beta, bias, settings, options, replay):
         tensors = (image, weight, alpha, beta, bias)
         if replay is not None and replay.steps is not None:
-            filters, norm, output = replay.run(tensors)
+            output, filters, norm = replay.run(tensors)
         else:
             with recorded() as launches:
                 output, filters, norm = _run(*tensors, *settings)
             if options is not None:
-                remember(tensors, options, settings, (filters, norm, output), launches, usual=2)
+                remember(tensors, options, settings, (output, filters, norm), launches, usual=2)
         _keep(ctx, tensors, settings, filters, norm, output)
         return output
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from triton_dirac import torch_backend
-from triton_dirac.kept import Kept
 from triton_dirac.kernels import weight_prep as kernels
 from triton_dirac.kernels.weight_prep_multi import weight_prep_multi, weight_prep_multi_backward
+from triton_dirac.net_node import Kept, Layer, layers_of, prepare_trained_apart
 from triton_dirac.ops.register import define, is_plain, may_launch, register_gradient, twin_gradient
 
 
@@ -104,24 +104,21 @@ class _WeightPreps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, eps, identity, dtype, channels_last, groups, *tensors):
-        outputs, norms = weight_prep_multi(
-            _layers(tensors),
-            eps=eps,
-            identity=identity,
-            dtype=dtype,
-            channels_last=channels_last,
-            groups=groups,
+        layers = layers_of(tensors)
+        outputs, ctx.norms = weight_prep_multi(
+            layers, eps=eps, identity=identity, dtype=dtype, channels_last=channels_last, groups=groups
         )
         ctx.eps, ctx.identity, ctx.groups = eps, identity, groups
         ctx.dtypes = [output.dtype for output in outputs]
-        ctx.kept = Kept((*tensors, norms))
+        ctx.kept = [Kept(layer) for layer in layers]
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *grads):
-        *tensors, norms = ctx.kept.tensors()
-        layers = _layers(tensors)
+        layers = [
+            kept.tensors if grad is None else kept.unchanged() for grad, kept in zip(grads, ctx.kept, strict=True)
+        ]
         unused = [grad is None for grad in grads]
         grads = [
             torch.zeros(layer[0].shape, dtype=dtype, device=layer[0].device) if grad is None else grad
@@ -134,14 +131,10 @@ class _WeightPreps(torch.autograd.Function):
             ]
         else:
             gradients = weight_prep_multi_backward(
-                grads, layers, norms, eps=ctx.eps, identity=ctx.identity, groups=ctx.groups
+                grads, layers, ctx.norms, eps=ctx.eps, identity=ctx.identity, groups=ctx.groups
             )
         found = [(None,) * 3 if absent else layer for absent, layer in zip(unused, gradients, strict=True)]
         return None, None, None, None, None, *(gradient for layer in found for gradient in layer)
-
-
-def _layers(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    return list(zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True))
 
 
 def may_batch(layers: Sequence[tuple[Tensor, ...]]) -> bool:
@@ -149,23 +142,16 @@ def may_batch(layers: Sequence[tuple[Tensor, ...]]) -> bool:
     return not torch.compiler.is_compiling() and is_plain(*(tensor for layer in layers for tensor in layer))
 
 
-def weight_preps(layers, eps, identity, dtype, channels_last, groups) -> list[Tensor]:
+def weight_preps(layers: Sequence[Layer], eps, identity, dtype, channels_last, groups) -> list[Tensor]:
     """Prepared weights of all layers; ``channels_last`` None keeps each weight's layout."""
-    trained = [torch.is_grad_enabled() and any(t.requires_grad for t in layer) for layer in layers]
-    if not any(trained):
+
+    def prepare(indices: list[int], trained: bool) -> Sequence[Tensor]:
+        some, their = [layers[index] for index in indices], tuple(groups[index] for index in indices)
+        if trained:
+            tensors = (tensor for layer in some for tensor in layer)
+            return _WeightPreps.apply(eps, identity, dtype, channels_last, their, *tensors)
         return weight_prep_multi(
-            layers, eps=eps, identity=identity, dtype=dtype, channels_last=channels_last, groups=groups
+            some, eps=eps, identity=identity, dtype=dtype, channels_last=channels_last, groups=their
         )[0]
-    if not all(trained):  # frozen layers apart, or autograd would take their filters for trained ones
-        results: list[Tensor | None] = [None] * len(layers)
-        for want in (True, False):
-            places = [i for i, wants in enumerate(trained) if wants == want]
-            with torch.set_grad_enabled(want):
-                some = weight_preps(
-                    *([layers[i] for i in places], eps, identity, dtype, channels_last), [groups[i] for i in places]
-                )
-            for place, result in zip(places, some, strict=True):
-                results[place] = result
-        return results  # type: ignore[return-value]
-    tensors = [tensor for layer in layers for tensor in layer]
-    return list(_WeightPreps.apply(eps, identity, dtype, channels_last, tuple(groups), *tensors))
+
+    return prepare_trained_apart(layers, prepare)

@@ -12,9 +12,17 @@ from torch import Tensor
 from triton_dirac.kernels.launch import Launch, Template
 from triton_dirac.remembered import Remembered
 from triton_dirac.tracing import autocast_dtype
+from triton_dirac.tuning import picks
 
-# What torch.backends.cudnn.conv.fp32_precision reads, without the Python around it: that costs 3 us a call.
-_float32_products = partial(torch._C._get_fp32_precision_getter, "cuda", "conv")
+
+def _float32_products() -> str:
+    return torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+
+
+if hasattr(
+    torch._C, "_get_fp32_precision_getter"
+):  # what it reads, without the Python around it: that costs 3 us a call
+    _float32_products = partial(torch._C._get_fp32_precision_getter, "cuda", "conv")  # type: ignore[assignment]
 
 Tensors = Sequence[Tensor | None]
 
@@ -29,15 +37,16 @@ class Replay:
     def __init__(self, settings: Any, tensors: Tensors, outputs: Tensors, launches: Sequence[Launch] | None) -> None:
         self.settings = settings
         self.autocast = autocast_dtype(_image(tensors))
-        self.outputs = [(t.shape, t.stride(), t.dtype) for t in _given(outputs)]
+        like = _image(tensors).dtype  # which need not be named: that saves half a microsecond
+        self.outputs = [(t.shape, t.stride(), {} if t.dtype == like else {"dtype": t.dtype}) for t in _given(outputs)]
         found = [Template.of(launch, (*tensors, *outputs)) for launch in launches or ()]
         steps = [step for step in found if step is not None]
         self.steps = steps if launches is not None and len(steps) == len(found) else None
-        described = {place for step in steps for _, place, *_ in step.descriptors}
+        described = {tiles.place for step in steps for tiles in step.tiles}
         self.aligned = [place for place in described if place < len(tensors)]
 
     def fits(self, tensors: Tensors) -> bool:
-        """Whether autocast is as it was and addresses are what the launches take; a guard has told the rest."""
+        """Whether autocast is as it was and addresses are what tensor descriptors take; a guard has told the rest."""
         if self.autocast is not None and self.autocast != autocast_dtype(_image(tensors)):
             return False
         return not any(tensors[place].data_ptr() % 16 for place in self.aligned)  # type: ignore[union-attr]
@@ -45,7 +54,7 @@ class Replay:
     def run(self, tensors: Tensors) -> list[Tensor]:
         """The outputs, by the launches alone."""
         new = _image(tensors).new_empty_strided
-        outputs = [new(shape, strides, dtype=dtype) for shape, strides, dtype in self.outputs]
+        outputs = [new(shape, strides, **dtype) for shape, strides, dtype in self.outputs]
         everything = (*tensors, *outputs)
         for step in self.steps:  # type: ignore[union-attr]
             step.run(everything)
@@ -65,9 +74,11 @@ def remember(
     tensors: Tensors, options: tuple, settings: Any, outputs: Tensors, launches: Sequence[Launch], usual: int
 ) -> None:
     """Keep a call of ordinary tensors for ``find``. It usually takes ``usual`` launches, and one fewer where torch
-    convolves; one that took more, to measure kernels or in parts, is not kept."""
-    capturing = _image(tensors).is_cuda and torch.cuda.is_current_stream_capturing()  # picks are not settled then
-    if not capturing and len(launches) in (usual, usual - 1):
+    convolves; one that took more, to measure kernels or in parts, is not kept. Nor is one in a capture, where picks are
+    not settled, or of odd addresses, which other kernels may do."""
+    capturing = _image(tensors).is_cuda and torch.cuda.is_current_stream_capturing()
+    odd = any(tensor.data_ptr() % 16 for tensor in _given(tensors))
+    if not capturing and not odd and len(launches) in (usual, usual - 1):
         replay = Replay(settings, tensors, outputs, launches if len(launches) == usual else None)
         _calls.keep(_key(tensors, options), _given(tensors), replay)
 
@@ -81,6 +92,7 @@ def _key(tensors: Tensors, options: tuple) -> tuple:
         options,
         torch.are_deterministic_algorithms_enabled(),
         image.dtype is torch.float32 and _float32_products(),  # type: ignore[union-attr]
+        picks.times_forgotten(),
     )
 
 

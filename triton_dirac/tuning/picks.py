@@ -33,11 +33,19 @@ Run = Callable[[], object]
 Bench = Callable[[Run], float]
 
 _picked: dict[Hashable, Config | str] = {}
+_forgotten = 0
 
 
 def forget() -> None:
     """Forget what this process picked; the files stay."""
+    global _forgotten
     _picked.clear()
+    _forgotten += 1
+
+
+def times_forgotten() -> int:
+    """How often ``forget`` was called: whoever remembers a pick beside this module must pick again."""
+    return _forgotten
 
 
 def _tuning_on(tune: bool) -> bool:
