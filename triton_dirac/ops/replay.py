@@ -53,7 +53,7 @@ class Replay:
 
     def run(self, tensors: Tensors) -> list[Tensor]:
         """The outputs, by the launches alone."""
-        new = _image(tensors).new_empty_strided
+        new: Any = _image(tensors).new_empty_strided
         outputs = [new(shape, strides, **dtype) for shape, strides, dtype in self.outputs]
         everything = (*tensors, *outputs)
         for step in self.steps:  # type: ignore[union-attr]
