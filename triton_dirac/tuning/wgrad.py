@@ -59,7 +59,7 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
     """
     chosen: tuple[Config, ...]
     if not vectors:
-        most = 64 * 64 if dtype.itemsize == 2 else 32 * 32 if precision == "tf32x3" else 64 * 32
+        most = 64 * 64 if dtype.itemsize == 2 else 32 * 32
         chosen = tuple(config for config in _ODD if config.block_m * config.block_k <= most)
     elif precision == "tf32x3":
         chosen = tuple(config for config in _FLOAT if config.block_m <= 64)
