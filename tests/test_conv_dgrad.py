@@ -7,8 +7,10 @@ import torch
 from gemm_cases import BATCH, BATCHED, GATHER, ONE, PROBLEMS, TILE, Case, every_config, problem_for
 from tolerance import assert_as_good_as_torch
 
-from triton_dirac.kernels.conv_dgrad import dgrad, dgrad_bytes, plan_dgrad
+from triton_dirac.kernels.conv_dgrad import dgrad, dgrad_bytes, plan_dgrad, turn
 from triton_dirac.problem import ConvProblem
+from triton_dirac.tuning import dgrad as tuning
+from triton_dirac.tuning.targets import TARGETS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -29,6 +31,26 @@ def test_gather(name, device):
 @pytest.mark.parametrize("name", BATCHED)
 def test_batch_order(name, device):
     check(BATCHED[name], BATCH, device)
+
+
+@pytest.mark.parametrize(
+    "name", ["stride 2", "channel tail across taps", "groups", "groups of odd size", "batch, groups"]
+)
+def test_turned_filters(name, device, monkeypatch):
+    """What AMD's matrix units are given; the kernel does not ask on which GPU it runs."""
+    turned = []
+    monkeypatch.setattr(tuning, "wants_turned", lambda config, target: turned.append(target) or True)
+    check((PROBLEMS | BATCHED)[name], BATCH if name in BATCHED else GATHER, device)
+    assert turned
+
+
+def test_turned_filters_are_those_of_the_gradient_s_convolution():
+    w = torch.randn(6, 2, 3, 3)
+    turned = turn(w.to(memory_format=torch.channels_last), 3)
+    assert turned.shape == (6, 3, 3, 2)
+    assert turned.is_contiguous()
+    assert turned[2 * 2 + 1, 0, 2, 1] == w[2 * 2 + 1, 1, 2, 0]
+    assert [tuning.wants_turned(GATHER, TARGETS[name]) for name in ("cuda:90", "hip:gfx942")] == [False, True]
 
 
 @pytest.mark.parametrize("name", [*BATCHED, "taps fastest", "dilation", "uneven padding, even window", "pointwise"])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.layers import layers
 from triton_dirac.kernels import conv_direct, conv_wgrad, weight_prep, weight_prep_multi
-from triton_dirac.kernels.conv_dgrad import plan_dgrad
+from triton_dirac.kernels.conv_dgrad import plan_dgrad, turn
 from triton_dirac.kernels.conv_fprop import plan_fprop
 from triton_dirac.kernels.launch import Launch
 from triton_dirac.tuning import dgrad as dgrad_tuning
@@ -48,7 +48,9 @@ def dgrad(job: Job) -> tuple[str, list[Launch]]:
     if config is None:
         return "", []
     dy, w, dx = (empty(shape, dtype) for shape in (p.output_shape, p.weight_shape, p.input_shape))
-    return config.name, plan_dgrad(dy, w, dx, alpha(job), p, precision=precision(job), config=config)
+    turned = dgrad_tuning.wants_turned(config, TARGETS[job.target])
+    how = {"precision": precision(job), "config": config, "turned": turned}
+    return config.name, plan_dgrad(dy, turn(w, p.groups) if turned else w, dx, alpha(job), p, **how)
 
 
 def wgrad(job: Job) -> tuple[str, list[Launch]]:

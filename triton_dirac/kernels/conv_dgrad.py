@@ -64,9 +64,16 @@ def dgrad(
             run=lambda config: dgrad(dy, w, alpha, problem, precision=precision, config=config),
         )
     dx = torch.empty(problem.input_shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
-    for launch in plan_dgrad(dy, w, dx, alpha, problem, precision=precision, config=config):
+    turned = tuning.wants_turned(config, target_of(dy.device))
+    filters = turn(w, problem.groups) if turned else w
+    for launch in plan_dgrad(dy, filters, dx, alpha, problem, precision=precision, config=config, turned=turned):
         launch.run()
     return dx
+
+
+def turn(w: Tensor, groups: int) -> Tensor:
+    """(K, C / groups, R, S) -> (C, R, S, K / groups), taps rotated: the filters of dgrad seen as a convolution."""
+    return w.flip(2, 3).unflatten(0, (groups, -1)).permute(0, 2, 3, 4, 1).flatten(0, 1).contiguous()
 
 
 def plan_dgrad(
@@ -78,7 +85,9 @@ def plan_dgrad(
     *,
     precision: str = "ieee",
     config: Config | None = None,
+    turned: bool = False,
 ) -> list[Launch]:
-    """The launches of :func:`dgrad`, for channels-last tensors of any device, "meta" included."""
+    """The launches of :func:`dgrad`, for channels-last tensors of any device, "meta" included; ``w`` may be turned."""
     config = config or tuning.default(problem, dy.dtype, target_of(dy.device), precision)
-    return plan(dy, w, dx, None, alpha, problem, dgrad=True, relu=False, precision=precision, config=config)
+    how = {"dgrad": True, "relu": False, "precision": precision, "config": config, "turned": turned}
+    return plan(dy, w, dx, None, alpha, problem, **how)

@@ -24,6 +24,7 @@ import triton.language as tl
 from triton_dirac.kernels.implicit_gemm import (
     axis_taps,
     clip_taps,
+    divided,
     dot,
     identity,
     most_taps,
@@ -81,12 +82,12 @@ def vector_width(size):
 def sum_taps_fastest(
     acc, source_row, weight_row, weight_k, outside, taps_h, taps_w, source_a, source_b, weight_a, weight_b,
     C: tl.constexpr, K: tl.constexpr, RS: tl.constexpr, MOST_H: tl.constexpr, MOST_W: tl.constexpr,
-    DGRAD: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    ACROSS: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOOKAHEAD: tl.constexpr,
 ):  # fmt: skip
     """acc + the sum over (channel block, a, b), taps fastest. A channel tail is masked in both operands."""
     TAIL: tl.constexpr = C % BLOCK_K != 0
-    CHANNEL: tl.constexpr = RS * K if DGRAD else 1  # weight elements from one channel to the next
+    CHANNEL: tl.constexpr = RS * K if ACROSS else 1  # weight elements from one channel to the next
     k = tl.arange(0, BLOCK_K)
     channel = k
     source_k = k.to(OFFSET)
@@ -107,7 +108,7 @@ def sum_taps_fastest(
             x = tl.load(sources, mask=(channel < C)[None, :], other=0.0)
         else:
             x = tl.load(sources)
-        if DGRAD:
+        if ACROSS:
             weights = weight_row[:, None] + weight_k[None, :]
         else:
             weights = weight_row[None, :] + weight_k[:, None]
@@ -125,7 +126,7 @@ def sum_taps_fastest(
 def sum_flat(
     acc, source_row, weight_row, weight_k, outside, source_a, source_b, weight_a, weight_b,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    DGRAD: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    ACROSS: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOOKAHEAD: tl.constexpr,
 ):  # fmt: skip
     """acc + the sum over one index (a, b, c) in steps of BLOCK_K, whose divisions by constants are multiplies."""
@@ -151,7 +152,7 @@ def sum_flat(
             x = tl.load(sources, mask=(index < TOTAL)[None, :], other=0.0)
         else:
             x = tl.load(sources)
-        if DGRAD:
+        if ACROSS:
             # The pointer of row k is k channels on already. Sums may wrap: their end does not.
             offset = (step + (STEPS - LOOKAHEAD)) * (BLOCK_K * CHANNEL) + tap * (weight_b - C * CHANNEL)
             weights = weight_row[:, None] + (offset[:, None] + weight_k[None, :])
@@ -171,14 +172,17 @@ def gather_gemm(
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GROUPS: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     DGRAD: tl.constexpr, BIAS: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, ACROSS: tl.constexpr,
     BATCH_ORDER: tl.constexpr, PADDED: tl.constexpr, OFFSET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     LOOKAHEAD: tl.constexpr,
 ):  # fmt: skip
     """source (N, H, W, GROUPS * C), target (N, P, Q, GROUPS * K); pad_h, pad_w are the convolution's, top and left.
 
-    weight_vectors: elements from one filter's weights to the next's, in units of ``vector_width``.
+    weight_vectors: elements from one weight row to the next, in units of ``vector_width``. A row is a target channel's
+    weights, source channels fastest; or, ACROSS the sum, a source channel's, target channels fastest. In dgrad the taps
+    of the first kind are turned round, so that its walk goes forward: AMD's buffer loads want no negative part of an
+    offset.
     Grid: (row tiles * column tiles, GROUPS * stride phases).
     """
     EVERY_I: tl.constexpr = STRIDE_H if DGRAD else 1  # target pixels (i * EVERY_I + phase_h, j * EVERY_J + phase_w)
@@ -193,7 +197,7 @@ def gather_gemm(
     MOST_W: tl.constexpr = most_taps(S, STRIDE_W, DILATION_W, DGRAD)
     MASKED: tl.constexpr = PADDED and not BATCH_ORDER
     PIXEL: tl.constexpr = C * GROUPS
-    TAP: tl.constexpr = K if DGRAD else C
+    TAP: tl.constexpr = K if ACROSS else C
 
     group = tl.program_id(1) % GROUPS
     phase_h = tl.program_id(1) // GROUPS // EVERY_J
@@ -205,9 +209,9 @@ def gather_gemm(
     J = tl.cdiv(Q, EVERY_J)
     if BATCH_ORDER:
         tile_m, tile_n = program_tile(I * J * tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
-        i = tile_m % (I * J) // J
-        j = tile_m % J
-        image = tile_m // (I * J) * BLOCK_M
+        block, pixel = divided(tile_m, I * J)
+        i, j = divided(pixel, J)
+        image = block * BLOCK_M
         n = tl.arange(0, BLOCK_M)
         row_ok = n < N - image
         n = tl.minimum(n, N - 1 - image)
@@ -215,10 +219,10 @@ def gather_gemm(
         tile_m, tile_n = program_tile(tl.cdiv(N * I * J, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
         m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
         row_ok = m < N * I * J
-        i = m // J % I
-        j = m % J
-        image = tile_m * BLOCK_M // (I * J)
-        n = m // J // I - image
+        row, j = divided(m, J)
+        i = row % I
+        image, _ = divided(tile_m * BLOCK_M, I * J)
+        n = row // I - image
         if not MASKED:  # rows beyond the last read its image
             n = tl.where(row_ok, n, 0)
     # Images are counted from this tile's first: with an int64 base, offsets within a tile fit int32.
@@ -244,8 +248,10 @@ def gather_gemm(
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     VECTOR: tl.constexpr = vector_width(TAP)
     apart = weight_vectors * VECTOR
-    weight_k = (tap_r * S + tap_s) * TAP
-    if DGRAD:
+    TURNED: tl.constexpr = DGRAD and not ACROSS
+    SIGN: tl.constexpr = -1 if TURNED else 1
+    weight_k = (((R - 1 - tap_r) * S + S - 1 - tap_s) if TURNED else (tap_r * S + tap_s)) * TAP
+    if ACROSS:
         weight += group.to(tl.int64) * C * (R * S * K)
         weight_row = weight + tl.arange(0, BLOCK_K) * apart
         vector = column // VECTOR
@@ -266,14 +272,14 @@ def gather_gemm(
     if C % BLOCK_K == 0 or BATCH_ORDER or EVERY_I * EVERY_J > 1:
         acc = sum_taps_fastest(
             acc, source_row, weight_row, weight_k, outside,
-            taps_h, taps_w, source_a, STEP_W * PIXEL, TAP_H * S * TAP, TAP_W * TAP,
-            C, K, R * S, MOST_H, MOST_W, DGRAD, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
+            taps_h, taps_w, source_a, STEP_W * PIXEL, SIGN * TAP_H * S * TAP, SIGN * TAP_W * TAP,
+            C, K, R * S, MOST_H, MOST_W, ACROSS, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
         )  # fmt: skip
     else:
         acc = sum_flat(
             acc, source_row, weight_row, weight_k, outside,
-            source_a, STEP_W * PIXEL, TAP_H * S * TAP, TAP_W * TAP,
-            C, K, R, S, DGRAD, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
+            source_a, STEP_W * PIXEL, SIGN * TAP_H * S * TAP, SIGN * TAP_W * TAP,
+            C, K, R, S, ACROSS, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
         )  # fmt: skip
     # Geometry that is cheap to form again need not outlive the loop, where it would cost registers.
     if BATCH_ORDER:

@@ -41,13 +41,21 @@ def most_taps(size, stride, dilation, dgrad):
 
 
 @triton.jit
+def divided(a, b):
+    """(a // b, a % b) of int32 that are not negative: as unsigned numbers, without the detours for a sign."""
+    a, b = tl.cast(a, tl.uint32), tl.cast(b, tl.uint32)
+    return (a // b).to(tl.int32), (a % b).to(tl.int32)
+
+
+@triton.jit
 def program_tile(tiles_m, tiles_n, GROUP_M: tl.constexpr):
     """Tile (row, column) of this program: GROUP_M row tiles share their columns while these are in L2."""
     program = tl.program_id(0)
     per_group = GROUP_M * tiles_n
-    first = program // per_group * GROUP_M
-    height = tl.minimum(tiles_m - first, GROUP_M)
-    return first + program % per_group % height, program % per_group // height
+    group, within = divided(program, per_group)
+    first = group * GROUP_M
+    column, row = divided(within, tl.minimum(tiles_m - first, GROUP_M))
+    return first + row, column
 
 
 @triton.jit
