@@ -102,7 +102,8 @@ def dirac_weights(
 ) -> list[Tensor]:
     """``dirac_weight`` of every layer (weight, alpha, beta) of a network, in one launch; backward in another.
 
-    The numbers are those of one call a layer. Shapes, window dimensions and dtypes may be mixed, devices may not.
+    The numbers are those of one call a layer, on a GPU up to the last bit of rows whose length 4 does not divide: the
+    compiler may add these up in another order. Shapes, window dimensions and dtypes may be mixed, devices may not.
     No host-device synchronisation; fit for capture in a CUDA graph. The results of one launch share one allocation.
     Under torch.compile, and for gradients of gradients, layers are prepared one by one. One node of autograd's graph
     serves all trained layers: a backward that reaches one layer calls the gradient hooks of all, with None for those
