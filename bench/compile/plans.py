@@ -49,8 +49,9 @@ def dgrad(job: Job) -> tuple[str, list[Launch]]:
         return "", []
     dy, w, dx = (empty(shape, dtype) for shape in (p.output_shape, p.weight_shape, p.input_shape))
     turned = dgrad_tuning.wants_turned(config, TARGETS[job.target])
-    how = {"precision": precision(job), "config": config, "turned": turned}
-    return config.name, plan_dgrad(dy, turn(w, p.groups) if turned else w, dx, alpha(job), p, **how)
+    filters = turn(w, p.groups) if turned else w
+    launches = plan_dgrad(dy, filters, dx, alpha(job), p, precision=precision(job), config=config, turned=turned)
+    return config.name, launches
 
 
 def wgrad(job: Job) -> tuple[str, list[Launch]]:

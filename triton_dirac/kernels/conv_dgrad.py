@@ -89,5 +89,11 @@ def plan_dgrad(
 ) -> list[Launch]:
     """The launches of :func:`dgrad`, for channels-last tensors of any device, "meta" included; ``w`` may be turned."""
     config = config or tuning.default(problem, dy.dtype, target_of(dy.device), precision)
-    how = {"dgrad": True, "relu": False, "precision": precision, "config": config, "turned": turned}
-    return plan(dy, w, dx, None, alpha, problem, **how)
+    return plan(
+        *(dy, w, dx, None, alpha, problem),
+        dgrad=True,
+        relu=False,
+        precision=precision,
+        config=config,
+        turned=turned,
+    )

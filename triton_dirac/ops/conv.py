@@ -14,7 +14,6 @@ from triton_dirac import torch_backend
 from triton_dirac.kernels.conv_dgrad import dgrad
 from triton_dirac.kernels.conv_fprop import fprop
 from triton_dirac.kernels.conv_wgrad import wgrad
-from triton_dirac.kernels.launch import recorded
 from triton_dirac.ops.register import (
     GEOMETRY,
     define,
@@ -22,9 +21,10 @@ from triton_dirac.ops.register import (
     may_launch,
     register_autocast,
     register_gradient,
+    short_apply,
     twin_gradient,
 )
-from triton_dirac.ops.replay import Replay, remember
+from triton_dirac.ops.replay import Replay, outputs_of
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning.picks import choose
 from triton_dirac.tuning.targets import target_of
@@ -280,19 +280,17 @@ def _conv_autocast(dtype: torch.dtype, image, weight, *rest) -> tuple:
 register_autocast("conv2d", _conv2d_op, _conv_autocast)
 
 
+def _outputs(*arguments) -> tuple[Tensor]:
+    return (run(*arguments),)
+
+
 class _Conv2d(torch.autograd.Function):
     """The operator below the dispatcher, in full or as a replay."""
 
     @staticmethod
     def forward(ctx, image, weight, bias, alpha, settings, options, replay):
         tensors = (image, weight, bias, alpha)
-        if replay is not None and replay.steps is not None:
-            (output,) = replay.run(tensors)
-        else:
-            with recorded() as launches:
-                output = run(*tensors, *settings)
-            if options is not None:
-                remember(tensors, options, settings, (output,), launches, usual=1)
+        (output,) = outputs_of(_outputs, tensors, settings, options, replay, usual=1)
         _keep(ctx, *tensors, settings, output)
         return output
 
@@ -301,8 +299,7 @@ class _Conv2d(torch.autograd.Function):
         return *_conv_gradients(ctx, grad), None, None, None
 
 
-# autograd.Function.apply without its search for functorch's wrappers: is_plain has excluded them.
-_apply = super(torch.autograd.Function, _Conv2d).apply
+_apply = short_apply(_Conv2d)
 
 
 def conv2d(tensors: tuple[Tensor | None, ...], settings: ConvSettings, options: tuple | None = None) -> Tensor:

@@ -12,10 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from triton_dirac.kernels.launch import recorded
 from triton_dirac.ops import conv, prep
-from triton_dirac.ops.register import GEOMETRY, define, is_plain, may_launch, register_autocast, register_gradient
-from triton_dirac.ops.replay import Replay, remember
+from triton_dirac.ops.register import (
+    GEOMETRY,
+    define,
+    is_plain,
+    may_launch,
+    register_autocast,
+    register_gradient,
+    short_apply,
+)
+from triton_dirac.ops.replay import Replay, outputs_of
 
 
 class DiracSettings(NamedTuple):
@@ -132,13 +139,7 @@ class _DiracConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image, weight, alpha, beta, bias, settings, options, replay):
         tensors = (image, weight, alpha, beta, bias)
-        if replay is not None and replay.steps is not None:
-            output, filters, norm = replay.run(tensors)
-        else:
-            with recorded() as launches:
-                output, filters, norm = _run(*tensors, *settings)
-            if options is not None:
-                remember(tensors, options, settings, (output, filters, norm), launches, usual=2)
+        output, filters, norm = outputs_of(_run, tensors, settings, options, replay, usual=2)
         _keep(ctx, tensors, settings, filters, norm, output)
         return output
 
@@ -147,8 +148,7 @@ class _DiracConv2d(torch.autograd.Function):
         return *_gradients(ctx, grad), None, None, None
 
 
-# autograd.Function.apply without its search for functorch's wrappers: is_plain has excluded them.
-_apply = super(torch.autograd.Function, _DiracConv2d).apply
+_apply = short_apply(_DiracConv2d)
 
 
 def dirac_conv2d(tensors: tuple[Tensor | None, ...], settings: DiracSettings, options: tuple | None = None) -> Tensor:

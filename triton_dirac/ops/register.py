@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,11 @@ def twin_gradient(twin: Callable) -> tuple[Callable, Callable]:
         return tuple(result)
 
     return backward, setup_context
+
+
+def short_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` without its search for functorch's wrappers, for tensors that ``is_plain`` has looked at."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 def may_launch(*tensors: Tensor | None) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from triton_dirac.kernels.launch import Launch, Template
+from triton_dirac.kernels.launch import Launch, Template, recorded
 from triton_dirac.remembered import Remembered
 from triton_dirac.tracing import autocast_dtype
 from triton_dirac.tuning import picks
@@ -81,6 +81,25 @@ def remember(
     if not capturing and not odd and len(launches) in (usual, usual - 1):
         replay = Replay(settings, tensors, outputs, launches if len(launches) == usual else None)
         _calls.keep(_key(tensors, options), _given(tensors), replay)
+
+
+def outputs_of(
+    run: Callable[..., Sequence[Tensor]],
+    tensors: Tensors,
+    settings: Any,
+    options: tuple | None,
+    replay: Replay | None,
+    usual: int,
+) -> Sequence[Tensor]:
+    """A call's outputs: by ``replay``'s launches where it has them, else ``run(*tensors, *settings)``, remembered under
+    ``options`` if there are any. ``usual``: see ``remember``."""
+    if replay is not None and replay.steps is not None:
+        return replay.run(tensors)
+    with recorded() as launches:
+        outputs = run(*tensors, *settings)
+    if options is not None:
+        remember(tensors, options, settings, outputs, launches, usual)
+    return outputs
 
 
 def _key(tensors: Tensors, options: tuple) -> tuple:
