@@ -73,8 +73,8 @@ _FLOAT = (
     Config(32, 32, 16, 4, 4, "gather", reason="one image of 7x7, or outputs of one pixel"),
 )
 _TF32 = (
-    Config(128, 64, 32, 8, 3, "batch", reason="wide layers: half the barriers"),
-    Config(128, 64, 32, 8, 3, "gather", reason="small batches: half the barriers"),
+    Config(128, 64, 32, 8, 3, "batch", all_registers=True, reason="wide layers: half the barriers"),
+    Config(128, 64, 32, 8, 3, "gather", all_registers=True, reason="small batches: half the barriers"),
 )
 # Channels that do not divide into 16-byte loads cost a register and a predicate an element: small tiles.
 _ODD_HALF = (
@@ -165,8 +165,8 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
             "hip": _FOUR_WARPS + _HALF,
         }[target.family]
     if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
-        chosen = tuple(dict.fromkeys(replace(config, num_stages=2) for config in chosen))
-    else:  # of tiles with 64 columns and more shared memory bounds the blocks before registers do
+        chosen = tuple(dict.fromkeys(replace(config, num_stages=2, all_registers=False) for config in chosen))
+    elif precision != "tf32":  # whose small tiles' loops the assembler would unroll until 255 do not suffice
         chosen = tuple(replace(config, all_registers=True) for config in chosen)
     return [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
 
