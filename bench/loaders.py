@@ -35,7 +35,7 @@ def forced(loader: str) -> tuple[Callable[..., str | None], Build]:
     """What a contender with ``loader`` lacks, and how it is built."""
 
     def lacks(problem: ConvProblem, dtype: str, direction: str, device: torch.device) -> str | None:
-        if offered(loader, problem, STORAGE[dtype], direction, device):
+        if offered(loader, problem, dtype, direction, device):
             return None
         return f"no {loader} config is offered for such a problem and type on {_target(device).name}"
 
@@ -47,12 +47,11 @@ def forced(loader: str) -> tuple[Callable[..., str | None], Build]:
     return lacks, build
 
 
-def offered(
-    loader: str, problem: ConvProblem, storage: torch.dtype, direction: str, device: torch.device
-) -> list[Config]:
+def offered(loader: str, problem: ConvProblem, dtype: str, direction: str, device: torch.device) -> list[Config]:
     """The configs with ``loader`` that are worth measuring: of gather what one image is offered, all that can run."""
     images = 1 if loader == "gather" else problem.N if device.type == "cuda" else FULL_BATCH
-    found = TUNING[direction].offered(replace(problem, N=images), storage, _target(device))
+    target = _target(device)
+    found = TUNING[direction].offered(replace(problem, N=images), STORAGE[dtype], target, _precision(dtype, target))
     return [config for config in found if config.loader == loader]
 
 
@@ -63,7 +62,7 @@ def _target(device: torch.device) -> Target:
 def _fastest(loader: str, work: Work, run: Callable[[Config], Tensor]) -> Config:
     """By measuring, where that can be done; else by tile arithmetic."""
     problem, direction = work.problem, work.direction
-    found = offered(loader, problem, work.storage, direction, work.device)
+    found = offered(loader, problem, work.dtype, direction, work.device)
     likely = min(found, key=lambda config: _cycles(problem, work.storage, direction, config, _target(work.device)))
     # A pick is remembered by problem, whatever is offered: "triton" must not get this one, nor this one that. Their
     # timings are the same, and kept.
@@ -73,7 +72,7 @@ def _fastest(loader: str, work: Work, run: Callable[[Config], Tensor]) -> Config
             problem,
             work.storage,
             work.device,
-            _precision(work),
+            _precision(work.dtype, target_of(work.device)),
             offered=lambda *_: found,
             default=lambda *_: likely,
             run=run,
@@ -88,14 +87,14 @@ def _cycles(problem: ConvProblem, storage: torch.dtype, direction: str, config: 
     return implicit_gemm.estimated_cycles(gemm, storage, config, target)
 
 
-def _precision(work: Work) -> str:
-    return target_of(work.device).precision("tf32") if work.dtype == "tf32" else "ieee"
+def _precision(dtype: str, target: Target) -> str:
+    return target.precision("tf32") if dtype == "tf32" else "ieee"
 
 
 def _runner(work: Work) -> Callable[[Config], Tensor]:
     """The work's pass as a function of the config."""
     x, w, dy = (work.inputs[name] for name in ("x", "w", "dy"))
-    problem, precision = work.problem, _precision(work)
+    problem, precision = work.problem, _precision(work.dtype, target_of(work.device))
     passes: dict[str, Callable[[Config], Tensor]] = {
         "fprop": lambda config: fprop(x, w, None, None, problem, precision=precision, config=config),
         "dgrad": lambda config: dgrad(dy, w, None, problem, precision=precision, config=config),

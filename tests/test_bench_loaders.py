@@ -45,6 +45,12 @@ def test_what_is_offered_on_a_gpu(monkeypatch, loader, target, problem, dtype, d
         assert reason == f"no {loader} config is offered for such a problem and type on {target}"
 
 
+def test_tf32_has_tiles_of_its_own(monkeypatch):
+    monkeypatch.setattr(loaders, "target_of", lambda device: TARGETS["cuda:90"])
+    full, tf32 = (loaders.offered("gather", DIRAC, dtype, "fprop", GPU) for dtype in ("float32", "tf32"))
+    assert {config.name for config in tf32} > {config.name for config in full}
+
+
 def test_without_a_gpu_it_is_an_h100_s_of_a_full_batch():
     assert LACKS["triton-tile"](replace(DIRAC, N=2), "float16", "fprop", CPU) is None
     assert LACKS["triton-gather"](replace(DIRAC, N=2), "float32", "wgrad", CPU) is None

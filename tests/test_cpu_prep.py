@@ -117,11 +117,11 @@ def test_the_entries_are_the_diagonal(shape, groups):
 
 def test_nothing_else_goes_to_the_kernels():
     weight, alpha, beta = parameters((4, 4, 3, 3))
-    assert cpu_prep.can_run([(weight, alpha, beta), (torch.nn.Parameter(weight), alpha, beta)])
+    assert cpu_prep.net_of([(weight, alpha, beta), (torch.nn.Parameter(weight), alpha, beta)], [1, 1])[1:] == ([1], [0])
     for other in (weight.double(), weight.bfloat16(), weight.to("meta"), weight[:0]):
-        assert not cpu_prep.can_run([(weight, alpha, beta), (other, alpha, beta)])
+        assert cpu_prep.net_of([(weight, alpha, beta), (other, alpha, beta)], [1, 1]) is None
     with torch._subclasses.FakeTensorMode():
-        assert not cpu_prep.can_run([(torch.randn(4, 4, 3, 3), alpha, beta)])
+        assert cpu_prep.net_of([(torch.randn(4, 4, 3, 3), alpha, beta)], [1]) is None
 
 
 def test_no_graph_is_recorded_where_none_is_wanted():
@@ -179,6 +179,24 @@ def test_one_layer_s_graph_is_freed_by_its_backward():
     loss.backward()
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         loss.backward()
+
+
+def test_a_layer_that_differs_is_checked_again():
+    """The third call is like the first in all but one thing, which makes it wrong or another."""
+    weight, alpha, beta = parameters((4, 4, 3, 3))
+    for _ in range(2):
+        dirac_weight(weight, alpha, beta, backend="torch")
+    with pytest.raises(ValueError, match="groups must be a positive integer"):
+        dirac_weight(weight, alpha, beta, groups=1.0, backend="torch")
+    with pytest.raises(ValueError, match="eps must be positive"):
+        dirac_weight(weight, alpha, beta, eps=0.0, backend="torch")
+    with pytest.raises(ValueError, match=r"alpha must have shape \(4,\) or \(1,\)"):
+        dirac_weight(weight, alpha[:3], beta, backend="torch")
+    without = dirac_weight(weight, alpha, beta, identity=False, backend="torch")
+    assert_as_good_as_torch(
+        "output", without, reference.dirac_weight(weight.double(), 0 * alpha.double(), beta.double())
+    )
+    assert dirac_weight(weight, alpha, beta, dtype=torch.bfloat16, backend="torch").dtype == torch.bfloat16
 
 
 def test_second_derivatives_of_a_net():

@@ -19,35 +19,44 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_dirac import torch_backend
-from triton_dirac.net_node import Kept, Layer, layers_of, prepare_trained_apart
+from triton_dirac.net_node import Kept, Layer, layers_of, prepare_trained_apart, trained_and_frozen
 from triton_dirac.tracing import is_plain
 
 # Norms between which no square underflows or overflows and, in the backward, no <G, W> / n^3 does.
 SMALLEST, LARGEST = 1e-12, 1e12
 
 
-def can_run(layers: Sequence[Layer]) -> bool:
-    """Whether all weights are float32 filter banks on a CPU, and this is eager code on ordinary tensors."""
-    return not torch.compiler.is_compiling() and all(
-        weight.dtype is torch.float32 and weight.is_cpu and weight.numel() > 0 and is_plain(weight, alpha, beta)
-        for weight, alpha, beta in layers
-    )
+class Net(NamedTuple):
+    """What does not change from one preparation of the same layers to the next."""
+
+    layouts: list[_Layout]
+    trained: list[int]  # indices of layers of which something asks for a gradient
+    frozen: list[int]
 
 
-def dirac_weights(layers: Sequence[Layer], *, eps: float, identity: bool, groups: Sequence[int]) -> list[Tensor]:
+def net_of(layers: Sequence[Layer], groups: Sequence[int]) -> Net | None:
+    """None unless all weights are float32 filter banks on a CPU, and this is eager code on ordinary tensors."""
+    if torch.compiler.is_compiling():
+        return None
+    for weight, alpha, beta in layers:
+        if weight.dtype is not torch.float32 or not weight.is_cpu or not weight.numel():
+            return None
+        if not is_plain(weight, alpha, beta):
+            return None
+    layouts = [_layout(layer[0].shape, layer[0].stride(), group) for layer, group in zip(layers, groups, strict=True)]
+    return Net(layouts, *trained_and_frozen(layers))
+
+
+def dirac_weights(layers: Sequence[Layer], net: Net, *, eps: float, identity: bool) -> list[Tensor]:
     """What of each layer, float32, in its weight's layout. One node of the graph, since each costs 20 us."""
-    layouts = [
-        _layout(weight.shape, weight.stride(), group) for (weight, _, _), group in zip(layers, groups, strict=True)
-    ]
 
-    def prepare(indices: list[int], trained: bool) -> Sequence[Tensor]:
-        some, their = [layers[index] for index in indices], [layouts[index] for index in indices]
+    def prepare(some: Sequence[Layer], layouts: list[_Layout], trained: bool) -> Sequence[Tensor]:
         if not trained:
-            return _forward(some, their, eps, identity)[0]
-        return _DiracWeights.apply(their, eps, identity, *(tensor for layer in some for tensor in layer))
+            return _forward(some, layouts, eps, identity)[0]
+        return _DiracWeights.apply(layouts, eps, identity, *[tensor for layer in some for tensor in layer])
 
-    prepared = prepare_trained_apart(layers, prepare)
-    return [layout.as_weight(dense) for layout, dense in zip(layouts, prepared, strict=True)]
+    prepared = prepare_trained_apart(layers, net.layouts, net.trained, net.frozen, prepare)
+    return [layout.as_weight(dense) for layout, dense in zip(net.layouts, prepared, strict=True)]
 
 
 class _DiracWeights(torch.autograd.Function):
@@ -117,7 +126,8 @@ def _unfit(norms: Sequence[Tensor], eps: float) -> set[int]:
         least, most = some.aminmax()
         return least.item() >= lowest and most.item() <= LARGEST
 
-    if not norms or fit(torch.cat([norm.view(-1) for norm in norms])):
+    together = norms[0] if len(norms) == 1 else torch.cat([norm.view(-1) for norm in norms])
+    if fit(together):
         return set()
     return {index for index, norm in enumerate(norms) if not fit(norm)}
 

@@ -65,29 +65,24 @@ def dirac_weight(
 
     Source: DiracNets, arXiv 1706.00388.
     """
-    check_dirac_arguments(weight, alpha, beta, eps, groups, (3, 4, 5))
-    dtype = weight.dtype if dtype is None else dtype
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
-    channels_last = _wants_channels_last(weight, memory_format)
-    if use_triton(backend, weight.dtype, weight.device, PREP_DTYPES):
-        return ops.weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups)
-    (prepared,) = _weights_by_torch([(weight, alpha, beta)], eps, identity, [dtype], [groups])
-    return prepared.contiguous(memory_format=_format(weight.dim(), channels_last))
-
-
-def _weights_by_torch(layers, eps, identity, dtypes, groups) -> list[Tensor]:
-    """What of each layer in its dtype, in the weight's layout."""
-    if cpu_prep.can_run(layers):
-        prepared = cpu_prep.dirac_weights(layers, eps=eps, identity=identity, groups=groups)
-        return [
-            tensor if tensor.dtype == dtype else tensor.to(dtype)
-            for tensor, dtype in zip(prepared, dtypes, strict=True)
-        ]
-    return [
-        torch_backend.dirac_weight(*layer, eps=eps, identity=identity, dtype=dtype, groups=group)
-        for layer, dtype, group in zip(layers, dtypes, groups, strict=True)
-    ]
+    layer = (weight, alpha, beta)
+    key = (eps, identity, dtype, memory_format, groups, type(groups), backend)
+    plan = None if torch.compiler.is_compiling() else _plans.find(key, layer)
+    if plan is None:
+        check_dirac_arguments(weight, alpha, beta, eps, groups, (3, 4, 5))
+        dtype = weight.dtype if dtype is None else dtype
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
+        channels_last = _wants_channels_last(weight, memory_format)
+        if use_triton(backend, weight.dtype, weight.device, PREP_DTYPES):
+            return ops.weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups)
+        net = cpu_prep.net_of([layer], [groups])
+        if net is None:
+            prepared = torch_backend.dirac_weight(*layer, eps=eps, identity=identity, dtype=dtype, groups=groups)
+            return prepared.contiguous(memory_format=_format(weight.dim(), channels_last))
+        plan = _Plan("cpu", [dtype], [_format(weight.dim(), channels_last)], [groups], net)
+        _plans.keep(key, layer, plan)
+    return _by_cpu_kernels([layer], plan, eps, identity)[0]
 
 
 def dirac_weights(
@@ -134,8 +129,7 @@ def dirac_weights(
         channels_last = None if memory_format is None else memory_format == torch.channels_last
         return ops.weight_preps(layers, eps, identity, dtype, channels_last, plan.groups)
     if plan.way == "cpu":
-        prepared = cpu_prep.dirac_weights(layers, eps=eps, identity=identity, groups=plan.groups)
-        return [tensor.to(dtype) for tensor, dtype in zip(prepared, plan.dtypes, strict=True)]
+        return _by_cpu_kernels(layers, plan, eps, identity)
     return [
         dirac_weight(
             *layer, eps=eps, identity=identity, dtype=dtype, memory_format=layout, groups=group, backend=backend
@@ -145,12 +139,13 @@ def dirac_weights(
 
 
 class _Plan(NamedTuple):
-    """How ``dirac_weights`` prepares checked layers: in "one launch", all by the "cpu" kernels, or "each" alone."""
+    """How checked layers are prepared: in "one launch", all by the "cpu" kernels, or "each" alone."""
 
     way: Literal["one launch", "cpu", "each"]
     dtypes: list[torch.dtype]
-    layouts: list[torch.memory_format | None]
+    layouts: list[torch.memory_format]
     groups: list[int]
+    net: cpu_prep.Net | None
 
 
 _plans: Remembered[_Plan] = Remembered()
@@ -177,18 +172,21 @@ def _plan(layers, eps, dtype, memory_format, groups, backend) -> _Plan:
         raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
     weights = [weight for weight, _, _ in layers]
     on_triton = [use_triton(backend, weight.dtype, weight.device, PREP_DTYPES) for weight in weights]
-    last = memory_format == torch.channels_last
-    layouts = [None if memory_format is None else _format(weight.dim(), last) for weight in weights]
-    as_it_is = all(
-        layout is None or weight.is_contiguous(memory_format=layout)
-        for weight, layout in zip(weights, layouts, strict=True)
-    )
-    way: Literal["one launch", "cpu", "each"] = "each"
-    if all(on_triton) and ops is not None and ops.may_batch(layers):
-        way = "one launch"
-    elif not any(on_triton) and as_it_is and cpu_prep.can_run(layers):
-        way = "cpu"
-    return _Plan(way, [dtype or weight.dtype for weight in weights], layouts, groups)
+    own = memory_format is None
+    last = [_wants_channels_last(w, None) if own else memory_format == torch.channels_last for w in weights]
+    layouts = [_format(weight.dim(), wants) for weight, wants in zip(weights, last, strict=True)]
+    one_launch = all(on_triton) and ops is not None and ops.may_batch(layers)
+    net = None if any(on_triton) or one_launch else cpu_prep.net_of(layers, groups)
+    way: Literal["one launch", "cpu", "each"] = "one launch" if one_launch else "cpu" if net else "each"
+    return _Plan(way, [dtype or weight.dtype for weight in weights], layouts, groups, net)
+
+
+def _by_cpu_kernels(layers, plan: _Plan, eps: float, identity: bool) -> list[Tensor]:
+    prepared = cpu_prep.dirac_weights(layers, plan.net, eps=eps, identity=identity)  # type: ignore[arg-type]
+    return [
+        tensor.to(dtype).contiguous(memory_format=layout)
+        for tensor, dtype, layout in zip(prepared, plan.dtypes, plan.layouts, strict=True)
+    ]
 
 
 def conv2d(
@@ -316,7 +314,14 @@ def dirac_conv2d(
     on_triton = use_triton(backend, input.dtype, input.device)
     split = uses_split(form, input.dtype, on_triton)
     if not on_triton:
-        (prepared,) = _weights_by_torch([(weight, alpha, beta)], eps, not split, [input.dtype], [groups])
+        prepared = dirac_weight(
+            *(weight, alpha, beta),
+            eps=eps,
+            identity=not split,
+            dtype=input.dtype,
+            groups=groups,
+            backend="torch",
+        )
         return torch_backend.conv2d(input, prepared, bias, alpha if split else None, call.problem, relu=call.relu)
     settings = ops.DiracSettings(eps, split, *call.geometry, call.relu, call.precision, backend == "auto")
     return ops.dirac_conv2d(tensors, settings, options)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Layer = tuple[Tensor, Tensor, Tensor]  # weight, alpha, beta
+Other = TypeVar("Other")  # what goes with a layer: its groups, its layout
 
 
 def layers_of(tensors: Sequence[Tensor]) -> list[Layer]:
@@ -15,21 +17,32 @@ def layers_of(tensors: Sequence[Tensor]) -> list[Layer]:
     return list(zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True))
 
 
+def trained_and_frozen(layers: Sequence[Layer]) -> tuple[list[int], list[int]]:
+    """Indices of the layers of which something asks for a gradient, and of the others."""
+    trained = [any(tensor.requires_grad for tensor in layer) for layer in layers]
+    return [i for i, wants in enumerate(trained) if wants], [i for i, wants in enumerate(trained) if not wants]
+
+
 def prepare_trained_apart(
-    layers: Sequence[Layer], prepare: Callable[[list[int], bool], Sequence[Tensor]]
-) -> list[Tensor]:
-    """The filters of all layers, by ``prepare(indices, whether they are trained)``, called at most twice.
+    layers: Sequence[Layer],
+    others: list[Other],
+    trained: list[int],
+    frozen: list[int],
+    prepare: Callable[[Sequence[Layer], list[Other], bool], Sequence[Tensor]],
+) -> Sequence[Tensor]:
+    """The filters of all layers by ``prepare(layers, their others, whether they are trained)``, in two calls at most.
 
     One node for all would have a frozen layer's filters taken for trained ones.
     """
-    wanted = torch.is_grad_enabled()
-    trained = [wanted and any(tensor.requires_grad for tensor in layer) for layer in layers]
+    if not (trained and torch.is_grad_enabled()):
+        return prepare(layers, others, False)
+    if not frozen:
+        return prepare(layers, others, True)
     results: dict[int, Tensor] = {}
-    for state in (True, False):
-        indices = [index for index, wants in enumerate(trained) if wants == state]
-        if indices:
-            results |= zip(indices, prepare(indices, state), strict=True)
-    return [results[index] for index in range(len(layers))]
+    for indices, wanted in ((trained, True), (frozen, False)):
+        some, their = [layers[i] for i in indices], [others[i] for i in indices]
+        results |= zip(indices, prepare(some, their, wanted), strict=True)
+    return [results[i] for i in range(len(layers))]
 
 
 class Kept:

@@ -17,14 +17,13 @@ from triton_dirac.kernels.conv_wgrad import wgrad
 from triton_dirac.ops.register import (
     GEOMETRY,
     define,
-    is_plain,
     may_launch,
     register_autocast,
     register_gradient,
-    short_apply,
+    short_cut,
     twin_gradient,
 )
-from triton_dirac.ops.replay import Replay, outputs_of
+from triton_dirac.ops.replay import outputs_of
 from triton_dirac.problem import ConvProblem
 from triton_dirac.tuning.picks import choose
 from triton_dirac.tuning.targets import target_of
@@ -299,19 +298,5 @@ class _Conv2d(torch.autograd.Function):
         return *_conv_gradients(ctx, grad), None, None, None
 
 
-_apply = short_apply(_Conv2d)
-
-
-def conv2d(tensors: tuple[Tensor | None, ...], settings: ConvSettings, options: tuple | None = None) -> Tensor:
-    """relu?(conv(x, w) + bias + alpha * x[centre tap]), differentiable; ``tensors`` are (x, w, bias, alpha).
-
-    ``options`` are the caller's arguments, by which ``replay.find`` finds the call when it comes again, if it is to.
-    """
-    if torch.compiler.is_compiling() or not is_plain(*tensors):
-        return _conv2d_op(*tensors, *settings)
-    return _apply(*tensors, settings, options, None)
-
-
-def replay_conv2d(tensors: tuple[Tensor | None, ...], replay: Replay) -> Tensor:
-    """``conv2d`` again, on tensors that ``replay`` fits."""
-    return _apply(*tensors, replay.settings, None, replay)
+# relu?(conv(x, w) + bias + alpha * x[centre tap]), differentiable; tensors are (x, w, bias, alpha), as checked.
+conv2d, replay_conv2d = short_cut(_Conv2d, _conv2d_op)

@@ -16,13 +16,12 @@ from triton_dirac.ops import conv, prep
 from triton_dirac.ops.register import (
     GEOMETRY,
     define,
-    is_plain,
     may_launch,
     register_autocast,
     register_gradient,
-    short_apply,
+    short_cut,
 )
-from triton_dirac.ops.replay import Replay, outputs_of
+from triton_dirac.ops.replay import outputs_of
 
 
 class DiracSettings(NamedTuple):
@@ -148,19 +147,5 @@ class _DiracConv2d(torch.autograd.Function):
         return *_gradients(ctx, grad), None, None, None
 
 
-_apply = short_apply(_DiracConv2d)
-
-
-def dirac_conv2d(tensors: tuple[Tensor | None, ...], settings: DiracSettings, options: tuple | None = None) -> Tensor:
-    """relu?(conv(x, What) + bias), differentiable; ``tensors`` are (x, W, alpha, beta, bias), as checked.
-
-    ``options`` are the caller's arguments, by which ``replay.find`` finds the call when it comes again, if it is to.
-    """
-    if torch.compiler.is_compiling() or not is_plain(*tensors):
-        return _dirac_conv2d(*tensors, *settings)[0]
-    return _apply(*tensors, settings, options, None)
-
-
-def replay_dirac_conv2d(tensors: tuple[Tensor | None, ...], replay: Replay) -> Tensor:
-    """``dirac_conv2d`` again, on tensors that ``replay`` fits."""
-    return _apply(*tensors, replay.settings, None, replay)
+# relu?(conv(x, What) + bias), differentiable; tensors are (x, W, alpha, beta, bias), as checked.
+dirac_conv2d, replay_dirac_conv2d = short_cut(_DiracConv2d, lambda *arguments: _dirac_conv2d(*arguments)[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 from triton_dirac import torch_backend
 from triton_dirac.kernels import weight_prep as kernels
 from triton_dirac.kernels.weight_prep_multi import weight_prep_multi, weight_prep_multi_backward
-from triton_dirac.net_node import Kept, Layer, layers_of, prepare_trained_apart
+from triton_dirac.net_node import Kept, Layer, layers_of, prepare_trained_apart, trained_and_frozen
 from triton_dirac.ops.register import define, is_plain, may_launch, register_gradient, twin_gradient
 
 
@@ -145,13 +145,12 @@ def may_batch(layers: Sequence[tuple[Tensor, ...]]) -> bool:
 def weight_preps(layers: Sequence[Layer], eps, identity, dtype, channels_last, groups) -> list[Tensor]:
     """Prepared weights of all layers; ``channels_last`` None keeps each weight's layout."""
 
-    def prepare(indices: list[int], trained: bool) -> Sequence[Tensor]:
-        some, their = [layers[index] for index in indices], tuple(groups[index] for index in indices)
+    def prepare(some: Sequence[Layer], their: list[int], trained: bool) -> Sequence[Tensor]:
         if trained:
             tensors = (tensor for layer in some for tensor in layer)
-            return _WeightPreps.apply(eps, identity, dtype, channels_last, their, *tensors)
+            return _WeightPreps.apply(eps, identity, dtype, channels_last, tuple(their), *tensors)
         return weight_prep_multi(
             some, eps=eps, identity=identity, dtype=dtype, channels_last=channels_last, groups=their
         )[0]
 
-    return prepare_trained_apart(layers, prepare)
+    return list(prepare_trained_apart(layers, groups, *trained_and_frozen(layers), prepare))

@@ -75,9 +75,25 @@ def twin_gradient(twin: Callable) -> tuple[Callable, Callable]:
     return backward, setup_context
 
 
-def short_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """``function.apply`` without its search for functorch's wrappers, for tensors that ``is_plain`` has looked at."""
-    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+def short_cut(function: type[torch.autograd.Function], operator: Callable[..., Tensor]) -> tuple[Callable, Callable]:
+    """(call, again): an operator's eager entry points, by an autograd.Function of its tensors, settings, options and
+    replay that does the same below the dispatcher.
+
+    ``call(tensors, settings, options=None)``: ``options`` are the caller's arguments, by which ``replay.find`` finds
+    the call when it comes again, if it is to. ``again(tensors, replay)``: on tensors that ``replay`` fits.
+    """
+    # function.apply without its search for functorch's wrappers, which is_plain has excluded.
+    apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+    def call(tensors: tuple[Tensor | None, ...], settings: tuple, options: tuple | None = None) -> Tensor:
+        if torch.compiler.is_compiling() or not is_plain(*tensors):
+            return operator(*tensors, *settings)
+        return apply(*tensors, settings, options, None)
+
+    def again(tensors: tuple[Tensor | None, ...], replay: Any) -> Tensor:
+        return apply(*tensors, replay.settings, None, replay)
+
+    return call, again
 
 
 def may_launch(*tensors: Tensor | None) -> bool:

@@ -19,9 +19,8 @@ def _float32_products() -> str:
     return torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
 
 
-if hasattr(
-    torch._C, "_get_fp32_precision_getter"
-):  # what it reads, without the Python around it: that costs 3 us a call
+if hasattr(torch._C, "_get_fp32_precision_getter"):
+    # What the function reads, without the Python around it: that costs 3 us a call.
     _float32_products = partial(torch._C._get_fp32_precision_getter, "cuda", "conv")  # type: ignore[assignment]
 
 Tensors = Sequence[Tensor | None]
