@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from triton_dirac import cpu_prep
-from triton_dirac.kernels.launch import Launch
+from triton_dirac.runtime.launch import Launch
+from triton_dirac.weight_prep import cpu as cpu_prep
 
 # They return memory and do not touch it.
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")

@@ -21,7 +21,7 @@ from bench.options import CPU_DTYPES, DTYPES, Selection, chosen
 from bench.results import digits, sizes
 from bench.suite import STORAGE, Contender, Row, Suite, Work, float32_products
 from bench.timing import Call, Gpu, Samples, device_samples, record, wall_samples
-from triton_dirac.problem import ConvProblem
+from triton_dirac.conv.problem import ConvProblem
 
 CPU_BATCH = 2  # enough for every sample to take longer than the clock's noise; said in each result's problem
 Outcome = Samples | str | Exception  # its time, why it has none, or how it broke

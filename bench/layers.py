@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from triton_dirac import models
-from triton_dirac.problem import ConvProblem
+from triton_dirac.conv.problem import ConvProblem
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Our convolutions with their loader forced: how much of a time is the way in which images are read.
 
-``triton`` is the fastest of all that ``triton_dirac.tuning`` offers for a problem; these are the fastest with one
+``triton`` is the fastest of all that the config tables of ``triton_dirac.conv`` offer a problem; these, with one
 loader. Without a GPU, what an H100 would be offered for a full batch is checked on the crop that the interpreter gets.
 """
 
@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from bench.suite import STORAGE, Build, Results, Work
-from triton_dirac.kernels.conv_dgrad import dgrad
-from triton_dirac.kernels.conv_fprop import fprop
-from triton_dirac.kernels.conv_wgrad import wgrad
-from triton_dirac.problem import ConvProblem
-from triton_dirac.tuning import dgrad as dgrad_tuning
-from triton_dirac.tuning import fprop as fprop_tuning
-from triton_dirac.tuning import implicit_gemm, picks
-from triton_dirac.tuning import wgrad as wgrad_tuning
-from triton_dirac.tuning.config import Config
-from triton_dirac.tuning.targets import TARGETS, Target, target_of
+from triton_dirac.conv import configs as conv_configs
+from triton_dirac.conv import dgrad_configs as dgrad_tuning
+from triton_dirac.conv import fprop_configs as fprop_tuning
+from triton_dirac.conv import wgrad_configs as wgrad_tuning
+from triton_dirac.conv.config import Config
+from triton_dirac.conv.dgrad import dgrad
+from triton_dirac.conv.fprop import fprop
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.conv.wgrad import wgrad
+from triton_dirac.runtime import autotune
+from triton_dirac.runtime.targets import TARGETS, Target, target_of
 
 TUNING: dict[str, ModuleType] = {"fprop": fprop_tuning, "dgrad": dgrad_tuning, "wgrad": wgrad_tuning}
 ABSENT_GPU = TARGETS["cuda:90"]  # the first to offer all loaders
@@ -66,8 +67,8 @@ def _fastest(loader: str, work: Work, run: Callable[[Config], Tensor]) -> Config
     likely = min(found, key=lambda config: _cycles(problem, work.storage, direction, config, _target(work.device)))
     # A pick is remembered by problem, whatever is offered: "triton" must not get this one, nor this one that. Their
     # timings are the same, and kept.
-    with patch.dict(picks._picked, clear=True):
-        return picks.pick(
+    with patch.dict(autotune._picked, clear=True):
+        return autotune.pick(
             f"conv_{direction}",
             problem,
             work.storage,
@@ -83,8 +84,8 @@ def _cycles(problem: ConvProblem, storage: torch.dtype, direction: str, config: 
     if direction == "wgrad":
         splits = wgrad_tuning.split_k(problem, config, target)
         return wgrad_tuning.estimated_cycles(problem, storage, config, splits, target)
-    gemm = implicit_gemm.gemm_of(problem, dgrad=direction == "dgrad")
-    return implicit_gemm.estimated_cycles(gemm, storage, config, target)
+    gemm = conv_configs.gemm_of(problem, dgrad=direction == "dgrad")
+    return conv_configs.estimated_cycles(gemm, storage, config, target)
 
 
 def _precision(dtype: str, target: Target) -> str:

@@ -23,8 +23,8 @@ from bench.contenders import delta_of, eager_weight, weight_norm_weight
 from bench.layers import NETS
 from bench.suite import STORAGE, Results
 from triton_dirac import models, reference
-from triton_dirac.kernels import weight_prep
-from triton_dirac.kernels.launch import Launch
+from triton_dirac.runtime.launch import Launch
+from triton_dirac.weight_prep import single as weight_prep
 
 # The widest, the narrowest and the deepest: a net takes a CPU half a minute, and the other two lie between these.
 NETWORKS = {name: NETS[name] for name in ("DiracNet-28-10", "DiracNet-34-2", "DiracNet-34")}

@@ -11,7 +11,7 @@ import torch
 from bench import peers
 from bench.layers import Layer, shared_layers
 from bench.suite import Contender, Row
-from triton_dirac.kernels.launch import INTERPRETED
+from triton_dirac.runtime.launch import INTERPRETED
 
 
 class Obstacle(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.suite import Results, Work
-from triton_dirac.problem import ConvProblem
+from triton_dirac.conv.problem import ConvProblem
 
 ENGINES = ("inductor", "flag_gems")
 

@@ -27,7 +27,8 @@ from bench.contenders import delta_of, eager_weight
 from bench.layers import NETS, Layer, layers
 from bench.results import digits, sizes
 from bench.test_weight_prep import parameters
-from triton_dirac import reference, torch_backend
+from triton_dirac import reference
+from triton_dirac.conv import torch_backend
 
 SUITE = "precision"
 BETAS = (0.01, 0.1, 1.0)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from triton_dirac.problem import ConvProblem
+from triton_dirac.conv.problem import ConvProblem
 
 
 def compact(path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.accuracy import max_error
 from bench.layers import Layer
-from triton_dirac.problem import ConvProblem
+from triton_dirac.conv.problem import ConvProblem
 
 STORAGE = {
     "float32": torch.float32,

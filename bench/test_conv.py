@@ -8,8 +8,10 @@ from torch import Tensor
 from bench.contenders import CONV
 from bench.suite import Results, Suite, Work
 from triton_dirac import reference
-from triton_dirac.kernels import conv_dgrad, conv_fprop, conv_wgrad
-from triton_dirac.problem import ConvProblem
+from triton_dirac.conv import dgrad as conv_dgrad
+from triton_dirac.conv import fprop as conv_fprop
+from triton_dirac.conv import wgrad as conv_wgrad
+from triton_dirac.conv.problem import ConvProblem
 
 
 def draw(problem: ConvProblem, normal, storage: torch.dtype) -> dict[str, Tensor]:

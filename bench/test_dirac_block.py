@@ -16,7 +16,7 @@ from bench.test_conv import cost as conv_cost
 from bench.test_weight_prep import cost as prep_cost
 from bench.test_weight_prep import parameters
 from triton_dirac import reference
-from triton_dirac.problem import ConvProblem
+from triton_dirac.conv.problem import ConvProblem
 
 LEAVES = ("x", "weight", "alpha", "beta")
 

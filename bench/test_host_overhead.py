@@ -18,8 +18,8 @@ from bench.conftest import lab_of
 from bench.options import chosen
 from bench.timing import REPLAY, Samples, record, turns
 from triton_dirac import DiracConv2d, conv2d, dirac_conv2d
-from triton_dirac.kernels import launch
-from triton_dirac.problem import ConvProblem
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime import launch
 
 SUITE = "host_overhead"
 PROBLEM = ConvProblem(1, 8, 4, 4, 8, 3, 3, padding=(1, 1, 1, 1))

@@ -8,8 +8,8 @@ from torch import Tensor
 from bench.contenders import WEIGHT_PREP
 from bench.suite import Results, Suite, Work, call_of
 from triton_dirac import reference
-from triton_dirac.kernels import weight_prep
-from triton_dirac.problem import ConvProblem
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.weight_prep import single as weight_prep
 
 
 def parameters(problem: ConvProblem, normal) -> dict[str, Tensor]:

@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerance import assert_as_good_as_torch
 
 import triton_dirac as td
+from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import reference
+from triton_dirac.identity_term import diagonal
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -236,13 +237,11 @@ def test_split_form_keeps_small_weights_that_the_materialised_form_loses(backend
     )  # what the filters add to alpha * x
 
     def learned(form):
-        from triton_dirac import torch_backend
-
         prepared = td.dirac_weight(
             weight, alpha, beta, identity=form == "materialised", dtype=torch.bfloat16, backend=backend
         ).double()
         if form == "materialised":
-            torch_backend.diagonal(prepared, 1).sub_(alpha.double())
+            diagonal(prepared, 1).sub_(alpha.double())
         return F.conv2d(image.double(), prepared, padding=1)
 
     errors = {form: (learned(form) - expected).abs().max() for form in ("split", "materialised")}

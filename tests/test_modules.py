@@ -6,9 +6,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerance import assert_as_good_as_torch
 from torch import nn
 
+from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import reference
 from triton_dirac.models import diracnet
 from triton_dirac.modules import DiracConv1d, DiracConv2d, DiracConv3d, parameter_groups

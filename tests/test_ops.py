@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from tolerance import assert_as_good_as_torch
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import triton_dirac as td
-from triton_dirac import ops, reference
-from triton_dirac.ops import conv
+from tests.tolerance import assert_as_good_as_torch
+from triton_dirac import reference
+from triton_dirac.conv import op as conv
 
 OPS = torch.ops.triton_dirac
 GEOMETRY = {
@@ -124,8 +124,8 @@ def test_the_dispatcher_and_the_short_cut_give_the_same_bits():
     image, weight = image_and_weight(1, torch.float32, True)
     grad = torch.randn(1, 6, 5, 4)
     results = []
-    tensors, settings = (image, weight, None, None), ops.ConvSettings(*geometry, False, "ieee", False)
-    for output in (ops.conv2d(tensors, settings), OPS.conv2d(*tensors, *settings)):
+    tensors, settings = (image, weight, None, None), conv.ConvSettings(*geometry, False, "ieee", False)
+    for output in (conv.conv2d(tensors, settings), OPS.conv2d(*tensors, *settings)):
         results.append((output, *torch.autograd.grad(output, (image, weight), grad)))
     for short, full in zip(*results, strict=True):
         assert torch.equal(short, full)
@@ -183,7 +183,7 @@ def test_auto_takes_what_measured_faster_for_each_pass(chosen, monkeypatch):
     geometry = ((1, 2), (1, 1, 0, 2), (1, 1), 1)
     image, weight = image_and_weight(1, torch.float32, True)
     alpha = torch.randn(6, requires_grad=True)
-    output = ops.conv2d((image, weight, None, alpha), ops.ConvSettings(*geometry, True, "default", True))
+    output = conv.conv2d((image, weight, None, alpha), conv.ConvSettings(*geometry, True, "default", True))
     assert output.is_contiguous(memory_format=torch.channels_last)
     grad = torch.randn(output.shape)
     results = (output, *torch.autograd.grad(output, (image, weight, alpha), grad))
@@ -246,10 +246,10 @@ def test_autocast_is_the_same_compiled(backend):
 def test_auto_takes_float32_bias_to_cudnn_and_keeps_an_explicit_precision(monkeypatch):
     monkeypatch.setattr(conv, "choose", lambda *args, **options: "torch")
     image, weight, *_ = dirac_tensors()
-    settings = ops.ConvSettings((1, 1), (1, 1, 1, 1), (1, 1), 1, False, "default", True)
+    settings = conv.ConvSettings((1, 1), (1, 1, 1, 1), (1, 1), 1, False, "default", True)
     bias = torch.randn(4)
-    output = ops.conv2d((image.bfloat16(), weight.bfloat16(), bias, None), settings)
+    output = conv.conv2d((image.bfloat16(), weight.bfloat16(), bias, None), settings)
     assert output.dtype == torch.bfloat16
     other = "ieee" if conv._launched_precision("default", image) == "tf32" else "tf32"
     monkeypatch.setattr(conv, "choose", lambda *args, **options: pytest.fail("torch multiplies otherwise"))
-    ops.conv2d((image, weight, bias, None), settings._replace(precision=other))
+    conv.conv2d((image, weight, bias, None), settings._replace(precision=other))

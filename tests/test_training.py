@@ -9,13 +9,13 @@ import threading
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from tolerance import assert_as_good_as_torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import DiracConv2d, parameter_groups, prepared, reference
-from triton_dirac.kernels.launch import Launch
+from triton_dirac.runtime.launch import Launch
 
 
 class ReferenceConv2d(DiracConv2d):

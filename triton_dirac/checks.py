@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from triton_dirac.problem import ConvProblem
-from triton_dirac.tracing import is_plain
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime.tracing import is_plain
 
 ACTIVATIONS = (None, "relu")
 PRECISIONS = ("ieee", "tf32", "tf32x3")

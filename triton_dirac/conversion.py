@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
-from triton_dirac import torch_backend
+from triton_dirac.identity_term import diagonal, identity_rows
 from triton_dirac.modules import DiracConv1d, DiracConv2d, DiracConv3d
+from triton_dirac.weight_prep.torch_backend import row_norms
 
 DIRAC_CONVS = (DiracConv1d, DiracConv2d, DiracConv3d)
 # dirac_weight divides by norms down to 1e-12 only: smaller filters than this are stored with norm 1.
@@ -75,11 +76,11 @@ def _decompose(weight: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
         raise TypeError(f"conv's weight must be floating-point, got {weight.dtype}")
     filters, channels = weight.shape[:2]
     rest = weight.to(torch.float64, copy=True)
-    entries = torch_backend.diagonal(rest, groups)
+    entries = diagonal(rest, groups)
     alpha = torch.ones(filters, dtype=rest.dtype, device=rest.device)
-    torch_backend.identity_rows(alpha, filters, channels, groups).copy_(entries)
+    identity_rows(alpha, filters, channels, groups).copy_(entries)
     entries.zero_()
-    beta = torch_backend.row_norms(rest)
+    beta = row_norms(rest)
     if not weight.is_meta:
         largest = torch.maximum(alpha.abs(), beta).max().item()
         if not largest <= torch.finfo(weight.dtype).max:

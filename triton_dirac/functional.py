@@ -13,18 +13,25 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from triton_dirac import cpu_prep, torch_backend
 from triton_dirac.checks import IntOrPair, check_call, check_dirac_arguments, check_per_filter, check_same_device
-from triton_dirac.remembered import Remembered
-from triton_dirac.tracing import autocast_dtype, is_plain, is_transformed
+from triton_dirac.conv import torch_backend as conv_torch
+from triton_dirac.runtime.remembered import Remembered
+from triton_dirac.runtime.tracing import autocast_dtype, is_plain, is_transformed
+from triton_dirac.weight_prep import cpu as cpu_prep
+from triton_dirac.weight_prep import torch_backend as prep_torch
 
 try:
-    from triton_dirac import ops
-    from triton_dirac.kernels.launch import INTERPRETED
+    from triton_dirac import dirac_op
+    from triton_dirac.conv import op as conv_op
+    from triton_dirac.runtime import replay
+    from triton_dirac.runtime.launch import INTERPRETED
+    from triton_dirac.weight_prep import op as prep_op
+
+    HAS_TRITON = True
 except ModuleNotFoundError as error:  # Triton is published for Linux only; all else works without it
     if error.name != "triton":
         raise
-    ops, INTERPRETED = None, False  # type: ignore[assignment]
+    HAS_TRITON, INTERPRETED = False, False
 
 BACKENDS = ("auto", "triton", "torch")
 FORMS = ("split", "materialised")
@@ -75,10 +82,10 @@ def dirac_weight(
             raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
         channels_last = _wants_channels_last(weight, memory_format)
         if use_triton(backend, weight.dtype, weight.device, PREP_DTYPES):
-            return ops.weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups)
+            return prep_op.weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups)
         net = cpu_prep.net_of([layer], [groups])
         if net is None:
-            prepared = torch_backend.dirac_weight(*layer, eps=eps, identity=identity, dtype=dtype, groups=groups)
+            prepared = prep_torch.dirac_weight(*layer, eps=eps, identity=identity, dtype=dtype, groups=groups)
             return prepared.contiguous(memory_format=_format(weight.dim(), channels_last))
         plan = _Plan("cpu", [dtype], [_format(weight.dim(), channels_last)], [groups], net)
         _plans.keep(key, layer, plan)
@@ -127,7 +134,7 @@ def dirac_weights(
             _plans.keep(key, tensors, plan)
     if plan.way == "one launch":
         channels_last = None if memory_format is None else memory_format == torch.channels_last
-        return ops.weight_preps(layers, eps, identity, dtype, channels_last, plan.groups)
+        return prep_op.weight_preps(layers, eps, identity, dtype, channels_last, plan.groups)
     if plan.way == "cpu":
         return _by_cpu_kernels(layers, plan, eps, identity)
     return [
@@ -175,7 +182,7 @@ def _plan(layers, eps, dtype, memory_format, groups, backend) -> _Plan:
     own = memory_format is None
     last = [_wants_channels_last(w, None) if own else memory_format == torch.channels_last for w in weights]
     layouts = [_format(weight.dim(), wants) for weight, wants in zip(weights, last, strict=True)]
-    one_launch = all(on_triton) and ops is not None and ops.may_batch(layers)
+    one_launch = all(on_triton) and HAS_TRITON and prep_op.may_batch(layers)
     net = None if any(on_triton) or one_launch else cpu_prep.net_of(layers, groups)
     way: Literal["one launch", "cpu", "each"] = "one launch" if one_launch else "cpu" if net else "each"
     return _Plan(way, [dtype or weight.dtype for weight in weights], layouts, groups, net)
@@ -230,8 +237,8 @@ def conv2d(
     tensors = (input, weight, bias, alpha)
     given = bias is not None, alpha is not None
     options = (given, stride, padding, dilation, groups, type(groups), activation, precision, backend)
-    if ops is not None and not torch.compiler.is_compiling() and (known := ops.find(tensors, options)):
-        return ops.replay_conv2d(tensors, known)
+    if HAS_TRITON and not torch.compiler.is_compiling() and (known := replay.find(tensors, options)):
+        return conv_op.replay_conv2d(tensors, known)
     rest: Any = (bias, stride, padding, dilation, groups)
     how: dict[str, Any] = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
     if input.dim() == 3:
@@ -246,9 +253,9 @@ def conv2d(
         check_per_filter("alpha", alpha, weight.shape[0], "input", input.dtype)
     call = check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision)
     if not use_triton(backend, input.dtype, input.device):
-        return torch_backend.conv2d(input, weight, bias, alpha, call.problem, relu=call.relu)
-    settings = ops.ConvSettings(*call.geometry, call.relu, call.precision, backend == "auto")
-    return ops.conv2d(tensors, settings, options)
+        return conv_torch.conv2d(input, weight, bias, alpha, call.problem, relu=call.relu)
+    settings = conv_op.ConvSettings(*call.geometry, call.relu, call.precision, backend == "auto")
+    return conv_op.conv2d(tensors, settings, options)
 
 
 def dirac_conv2d(
@@ -290,8 +297,8 @@ def dirac_conv2d(
     # 1.0 is as good a key as 1, and not as good a number of groups.
     geometry = (stride, padding, dilation, groups, type(groups))
     options = (bias is not None, *geometry, form, eps, activation, precision, backend)
-    if ops is not None and not torch.compiler.is_compiling() and (known := ops.find(tensors, options)):
-        return ops.replay_dirac_conv2d(tensors, known)
+    if HAS_TRITON and not torch.compiler.is_compiling() and (known := replay.find(tensors, options)):
+        return dirac_op.replay_dirac_conv2d(tensors, known)
     rest = (weight, alpha, beta, bias, stride, padding, dilation, groups)
     how: dict[str, Any] = {
         "form": form,
@@ -322,9 +329,9 @@ def dirac_conv2d(
             groups=groups,
             backend="torch",
         )
-        return torch_backend.conv2d(input, prepared, bias, alpha if split else None, call.problem, relu=call.relu)
-    settings = ops.DiracSettings(eps, split, *call.geometry, call.relu, call.precision, backend == "auto")
-    return ops.dirac_conv2d(tensors, settings, options)
+        return conv_torch.conv2d(input, prepared, bias, alpha if split else None, call.problem, relu=call.relu)
+    settings = dirac_op.DiracSettings(eps, split, *call.geometry, call.relu, call.precision, backend == "auto")
+    return dirac_op.dirac_conv2d(tensors, settings, options)
 
 
 def _ready(tensor: Tensor, dtype: torch.dtype | None, backend: str) -> Tensor:
@@ -366,10 +373,10 @@ def use_triton(backend: str, dtype: torch.dtype, device: torch.device, accepted:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if backend == "torch":
         return False
-    supported = dtype in accepted and ops is not None
+    supported = dtype in accepted and HAS_TRITON
     if backend == "auto":
         return supported and device.type == "cuda" and not is_transformed()
-    if ops is None:
+    if not HAS_TRITON:
         raise RuntimeError("backend 'triton' needs the package triton, which is published for Linux only")
     if not supported:
         names = ", ".join(map(str, accepted))

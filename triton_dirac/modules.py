@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from triton_dirac import torch_backend
 from triton_dirac.functional import BACKENDS, FORMS, conv2d, dirac_conv2d, dirac_weight
+from triton_dirac.identity_term import diagonal, identity_rows
 from triton_dirac.module_checks import check_arguments, check_choice
-from triton_dirac.tracing import autocast_dtype
+from triton_dirac.runtime.tracing import autocast_dtype
 
 ALPHA_START = 1.0
 BETA_START = 0.1
@@ -114,7 +114,7 @@ class _DiracConv(nn.modules.conv._ConvNd):
 
     def _make_delta(self, identity: str, dtype: torch.dtype, device: torch.device) -> Tensor:
         delta = torch.zeros(self.weight.shape, dtype=dtype, device=device)
-        entries = _tiled_entries(delta) if identity == "tiled" else torch_backend.diagonal(delta, self.groups)
+        entries = _tiled_entries(delta) if identity == "tiled" else diagonal(delta, self.groups)
         entries.fill_(1)
         return delta
 
@@ -336,7 +336,7 @@ class DiracConv3d(_DiracConv, nn.Conv3d):
             sides += [-first, first + length - padded.shape[axis]]  # F.pad crops where they are negative
         centre = F.pad(padded, sides)[..., :: self.stride[0], :: self.stride[1], :: self.stride[2]]
         per_group = min(self.in_channels, self.out_channels) // self.groups
-        scale = torch_backend.identity_rows(self.alpha, self.out_channels, self.in_channels // self.groups, self.groups)
+        scale = identity_rows(self.alpha, self.out_channels, self.in_channels // self.groups, self.groups)
         term = centre.unflatten(-4, (self.groups, -1))[..., :per_group, :, :, :] * scale.float()[..., None, None, None]
         missing = self.out_channels // self.groups - per_group
         return F.pad(term, (0,) * 6 + (0, missing)).flatten(-5, -4).to(output.dtype)

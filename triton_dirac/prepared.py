@@ -11,7 +11,7 @@ from torch import nn
 
 from triton_dirac.functional import dirac_weights, use_triton, uses_split
 from triton_dirac.modules import Prepared, _DiracConv, has_plain_parameters, state_of
-from triton_dirac.tracing import autocast_dtype
+from triton_dirac.runtime.tracing import autocast_dtype
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.environment import environment
 from bench.layers import NETS, Layer, layers
 from bench.networks import NETWORKS
-from triton_dirac.tuning.targets import TARGETS
+from triton_dirac.runtime.targets import TARGETS
 
 from . import bytes as moved
 from . import configs, loops

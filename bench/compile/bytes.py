@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import networks
-from triton_dirac.kernels import weight_prep_multi
-from triton_dirac.kernels.launch import Launch
-from triton_dirac.problem import ConvProblem
-from triton_dirac.tuning.targets import TARGETS as KNOWN
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.targets import TARGETS as KNOWN
+from triton_dirac.weight_prep import multi as weight_prep_multi
 
 from . import plans
 from .jobs import Job

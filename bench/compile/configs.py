@@ -14,10 +14,12 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from triton_dirac.problem import ConvProblem
-from triton_dirac.tuning import dgrad, fprop, wgrad
-from triton_dirac.tuning.config import Config
-from triton_dirac.tuning.targets import TARGETS
+from triton_dirac.conv import dgrad_configs as dgrad
+from triton_dirac.conv import fprop_configs as fprop
+from triton_dirac.conv import wgrad_configs as wgrad
+from triton_dirac.conv.config import Config
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime.targets import TARGETS
 
 from . import plans
 from .jobs import Job

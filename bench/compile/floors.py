@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_dirac.kernels.launch import Launch
-from triton_dirac.tuning.config import Config
+from triton_dirac.conv.config import Config
+from triton_dirac.runtime.launch import Launch
 
 from .jobs import Job
 

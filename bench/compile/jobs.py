@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bench.layers import Layer
-from triton_dirac.problem import ConvProblem
+from triton_dirac.conv.problem import ConvProblem
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.layers import Layer
-from triton_dirac.problem import ConvProblem
-from triton_dirac.tuning.config import Config
+from triton_dirac.conv.config import Config
+from triton_dirac.conv.problem import ConvProblem
 
 from .jobs import KERNELS, PEERS, Job
 

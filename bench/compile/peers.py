@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import triton
 
-from triton_dirac.kernels.launch import Launch
-from triton_dirac.problem import ConvProblem
-from triton_dirac.tuning import fprop as fprop_tuning
-from triton_dirac.tuning.config import Config
-from triton_dirac.tuning.targets import TARGETS
+from triton_dirac.conv import fprop_configs as fprop_tuning
+from triton_dirac.conv.config import Config
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.targets import TARGETS
 
 from .jobs import Job
 

@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 
 from bench.layers import layers
-from triton_dirac.kernels import conv_direct, conv_wgrad, weight_prep, weight_prep_multi
-from triton_dirac.kernels.conv_dgrad import plan_dgrad, turn
-from triton_dirac.kernels.conv_fprop import plan_fprop
-from triton_dirac.kernels.launch import Launch
-from triton_dirac.tuning import dgrad as dgrad_tuning
-from triton_dirac.tuning import fprop as fprop_tuning
-from triton_dirac.tuning import wgrad as wgrad_tuning
-from triton_dirac.tuning.config import Config
-from triton_dirac.tuning.targets import TARGETS
+from triton_dirac.conv import dgrad_configs as dgrad_tuning
+from triton_dirac.conv import direct as conv_direct
+from triton_dirac.conv import fprop_configs as fprop_tuning
+from triton_dirac.conv import wgrad as conv_wgrad
+from triton_dirac.conv import wgrad_configs as wgrad_tuning
+from triton_dirac.conv.config import Config
+from triton_dirac.conv.dgrad import plan_dgrad, turn
+from triton_dirac.conv.fprop import plan_fprop
+from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.targets import TARGETS
+from triton_dirac.weight_prep import multi as weight_prep_multi
+from triton_dirac.weight_prep import single as weight_prep
 
 from .jobs import Job
 

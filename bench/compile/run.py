@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from triton_dirac.tuning.config import Config
-from triton_dirac.tuning.targets import TARGETS
+from triton_dirac.conv.config import Config
+from triton_dirac.runtime.targets import TARGETS
 
 from .jobs import Job
 from .pool import Pool

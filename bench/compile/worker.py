@@ -22,8 +22,8 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from triton_dirac.kernels.launch import Launch
-from triton_dirac.tuning.targets import TARGETS, Target
+from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.targets import TARGETS, Target
 
 from . import amdgcn, sass, ttgir
 from .counts import count

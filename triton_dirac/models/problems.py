@@ -8,8 +8,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import nn
 
+from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.modules import DiracConv2d
-from triton_dirac.problem import ConvProblem
 
 Pair = tuple[int, int]
 

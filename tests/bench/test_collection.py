@@ -1,0 +1,118 @@
+"""pytest runs the tests, pytest --benchmark-only the suites; what the suites write. In subprocesses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bench.conftest import lab_of
+from bench.results import compact
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--nets",
+    "DiracNet-34-2",
+    "--layers",
+    "32x32x32-32 3x3",
+    "--contenders",
+    "reference,triton,weight_norm",
+)
+# Importing every test takes a while, and one stands for all; what is in bench/ is not touched by this.
+ONE_TEST_FILE = ("--ignore-glob=tests/test_*", "--ignore-glob=tests/*/test_[!t]*", "--ignore-glob=tests/runtime/*")
+
+
+def pytest_here(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def collected_folders(*arguments: str) -> set[str]:
+    result = pytest_here("--collect-only", "-q", *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return {line.split("/")[0] for line in result.stdout.splitlines() if "::" in line}
+
+
+def test_pytest_runs_the_tests_and_not_the_suites():
+    assert collected_folders(*ONE_TEST_FILE) == {"tests"}
+
+
+def test_benchmark_only_runs_the_suites_and_not_the_tests():
+    assert collected_folders("--benchmark-only", *SMALL) == {"bench"}
+
+
+@pytest.mark.parametrize(
+    "option, known",
+    [("nets", "DiracNet-28-10"), ("layers", "3x32x32-160 3x3"), ("contenders", "weight_norm")],
+)
+def test_unknown_names_are_refused_with_what_there_is(option, known):
+    config = SimpleNamespace(
+        stash={},
+        pluginmanager=SimpleNamespace(hasplugin=lambda name: True),
+        getoption={"nets": None, "layers": None, "contenders": None, option: f"{known},other"}.get,
+    )
+    with pytest.raises(pytest.UsageError, match=f"--{option}: nothing is named 'other'; choose from .*{known}"):
+        lab_of(config)
+
+
+def test_without_pytest_benchmark_the_tests_run_and_the_suites_say_what_is_missing():
+    assert collected_folders("-p", "no:benchmark", *ONE_TEST_FILE) == {"tests"}
+    result = pytest_here("-p", "no:benchmark", "bench/test_weight_prep.py")
+    assert "the suites need pytest-benchmark: pip install 'triton-dirac[bench]'" in result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict:
+    path = tmp_path_factory.mktemp("bench") / "results.json"
+    # a folder that is named is run with or without --benchmark-only
+    result = pytest_here("bench/test_weight_prep.py", f"--benchmark-json={path}", *SMALL)
+    assert result.returncode == 0, result.stdout + result.stderr
+    text = path.read_text()
+    assert max(map(len, text.splitlines())) < 5000
+    return json.loads(text)
+
+
+def test_results_hold_raw_samples_and_their_description(results):
+    for benchmark in results["benchmarks"]:
+        stats, info = benchmark["stats"], benchmark["extra_info"]
+        assert len(stats["data"]) == stats["rounds"] >= 7
+        assert all(0 < seconds < 10 for seconds in stats["data"])
+        assert info["net"] == "DiracNet-34-2"
+        assert info["layer"] == "32x32x32-32 3x3"
+        assert info["suite"] == "weight_prep"
+        assert info["label"] == "measured"
+        assert info["count"] == 10
+        assert info["problem"]["K"] == 32
+    assert {b["extra_info"]["pass"] for b in results["benchmarks"]} == {"forward", "forward_backward"}
+
+
+def test_results_hold_environment_accuracy_and_what_was_not_run(results):
+    assert " bench/test_weight_prep.py " in results["environment"]["command"]
+    checked = {(entry["contender"], entry["tensor"], entry["dtype"]) for entry in results["accuracy"]}
+    assert {("triton", "alpha", "float16"), ("reference", "output", "float32")} <= checked
+    assert all(entry["passed"] for entry in results["accuracy"])
+    timed = {b["extra_info"]["contender"] for b in results["benchmarks"]}
+    assert timed >= {"reference", "weight_norm"}
+    if results["environment"]["gpu"] is None:
+        reasons = {(entry["contender"], entry["dtype"]): entry["reason"] for entry in results["not_run"]}
+        assert "no GPU" in reasons["triton", "float32"]
+        assert "checked but not timed" in reasons["reference", "float16"]
+
+
+def test_compacting_changes_the_spelling_and_nothing_else(tmp_path):
+    document = {"a": [{"x": [1.5, None]}, "two"], "empty": [], "nested": {"b": 1}}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(document, indent=4))
+    compact(path)
+    assert json.loads(path.read_text()) == document
+    assert '\n{"x":[1.5,null]},\n' in path.read_text()

@@ -1,0 +1,313 @@
+"""Who is timed, who is only checked, what is written down of the rest: with a suite made up here."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench import lab as lab_module
+from bench import obstacles
+from bench.lab import Lab
+from bench.layers import Layer
+from bench.options import Selection
+from bench.suite import Contender, Row, Suite, float32_products
+from bench.timing import Samples
+from triton_dirac.conv.problem import ConvProblem
+
+PROBLEM = ConvProblem(2, 160, 32, 32, 160, 3, 3, padding=(1, 1, 1, 1))
+LAYER = Layer({"DiracNet-28-10": 8}, True, 128, PROBLEM)
+NAMES = {
+    "suite": "doubling",
+    "pass": "forward",
+    "net": "DiracNet-28-10",
+    "layer": "160x32x32-160 3x3",
+    "dtype": "float32",
+}
+WHERE = ("DiracNet-28-10", "160x32x32-160 3x3")
+built = []
+
+
+def doubling(factor=2.0):
+    def build(work):
+        built.append(work.problem)
+        return lambda: (work.inputs["x"] * factor,)
+
+    return build
+
+
+def breaks(work):
+    raise ArithmeticError("no such kernel")
+
+
+def out_of_memory(work):
+    raise torch.OutOfMemoryError("Tried to allocate 20 GiB.\nAnd more.")
+
+
+SUITE = Suite(
+    name="doubling",
+    passes={"forward": ("output",)},
+    draw=lambda problem, normal, storage: {"x": normal(problem.C).to(storage)},
+    definition=lambda work: (2 * work.inputs["x"],),
+    cost=lambda problem, storage, direction: (problem.C, 2 * problem.C * storage.itemsize),
+    contenders=(
+        Contender("torch", "eager", doubling()),
+        Contender("wrong", "eager", doubling(2.001)),
+        Contender("nan", "eager", doubling(float("nan"))),
+        Contender("broken", "eager", breaks),
+        Contender("large", "eager", out_of_memory),
+        Contender("cudnn", "cudnn", doubling()),
+        Contender("triton", "triton", doubling()),
+        Contender("triton-wrong", "triton", doubling(3.0)),
+        Contender("triton-wide", "triton", doubling(), lambda problem, *_: None if problem.C > 64 else "too narrow"),
+        Contender("lacking", "eager", doubling(), lambda *_: "has no such pass"),
+        Contender("peer", "flag_gems", breaks),
+    ),
+)
+
+
+class Benchmark:
+    """The part of pytest-benchmark's fixture that is used."""
+
+    def __init__(self, enabled=True):
+        self.enabled, self.group, self.extra_info, self.rounds = enabled, None, {}, None
+
+    def pedantic(self, target, rounds=1):
+        target()
+        self.rounds = rounds
+
+
+@pytest.fixture
+def sampled():
+    """The names that were timed, row by row."""
+    return []
+
+
+@pytest.fixture
+def lab(sampled, monkeypatch):
+    def sampler(calls):
+        sampled.append(sorted(calls))
+        return {name: Samples([1e-3, 2e-3], 4) for name in calls}
+
+    monkeypatch.setattr(obstacles, "NO_GPU", obstacles.NO_GPU._replace(executable=True))
+    monkeypatch.setattr(lab_module, "shared_layers", lambda nets, batch: [LAYER] if list(nets) else [])
+    built.clear()
+    return Lab(Selection(), torch.device("cpu"), sampler)
+
+
+def run(lab, contender, benchmark=None, dtype="float32"):
+    benchmark = benchmark or Benchmark()
+    lab.run(benchmark, SUITE, *WHERE, dtype, "forward", contender)
+    return benchmark
+
+
+def reason_of(lab, contender, **options):
+    """Why it was skipped; the same must stand in ``not_run``, under the contender's name."""
+    with pytest.raises(pytest.skip.Exception) as skipped:
+        run(lab, contender, **options)
+    assert lab.not_run[-1]["contender"] == contender
+    assert lab.not_run[-1]["reason"] == skipped.value.msg
+    return skipped.value.msg
+
+
+def test_a_right_contender_is_timed_and_described(lab):
+    benchmark = run(lab, "torch")
+    assert benchmark.rounds == 2
+    assert benchmark.group == "doubling forward DiracNet-28-10 160x32x32-160 3x3 float32"
+    assert benchmark.extra_info == {
+        **NAMES,
+        "contender": "torch",
+        "count": 8,
+        "nets": {"DiracNet-28-10": 8},
+        "problem": vars(PROBLEM) | {"stride": (1, 1)},
+        "published_batch": 128,
+        "device": "cpu",
+        "label": "measured",
+        "clock": "wall clock",
+        "flops": 160,
+        "bytes": 1280,
+        "host_us": None,
+        "calls_per_sample": 4,
+    }
+    assert lab.not_run == []
+
+
+@pytest.mark.parametrize("contender, error", [("wrong", "output off by"), ("nan", "output off by nan")])
+def test_a_wrong_contender_gets_no_time(lab, sampled, contender, error):
+    assert error in reason_of(lab, contender)
+    assert sampled == [["torch"]]
+    (accuracy,) = [entry for entry in lab.accuracy if entry["contender"] == contender]
+    assert accuracy["passed"] is False
+
+
+def test_a_row_is_measured_once_and_together(lab, sampled):
+    run(lab, "torch")
+    reason_of(lab, "wrong")
+    run(lab, "torch")
+    assert sampled == [["torch"]]
+
+
+def test_one_that_breaks_fails_its_own_test_only(lab):
+    run(lab, "torch")
+    with pytest.raises(ArithmeticError, match="no such kernel"):
+        run(lab, "broken")
+    assert lab.not_run == [{**NAMES, "contender": "broken", "reason": "ArithmeticError: no such kernel"}]
+
+
+def test_out_of_memory_is_a_reason_and_no_failure(lab):
+    assert reason_of(lab, "large") == "the GPU's memory does not hold it: Tried to allocate 20 GiB."
+
+
+def test_what_cannot_run_here_is_listed_with_the_reason(lab):
+    assert "needs an NVIDIA GPU" in reason_of(lab, "cudnn")
+    assert not [entry for entry in lab.accuracy if entry["contender"] == "cudnn"]
+
+
+def test_triton_without_a_gpu_is_checked_on_a_crop_and_not_timed(lab, sampled):
+    assert "no GPU" in reason_of(lab, "triton")
+    (entry,) = lab.accuracy
+    assert entry["executed_by"] == "interpreter"
+    assert entry["problem"] == {
+        "N": 2,
+        "C": 40,
+        "H": 5,
+        "W": 6,
+        "K": 40,
+        "R": 3,
+        "S": 3,
+        "padding": (1, 1, 1, 1),
+    }
+    assert (entry["tensor"], entry["error"], entry["passed"]) == ("output", 0.0, True)
+    assert sampled == []
+
+
+def test_equal_crops_are_executed_and_recorded_once(lab):
+    reason_of(lab, "triton")
+    times = len(built)
+    reason_of(lab, "triton")
+    assert len(built) == times
+    (entry,) = lab.accuracy
+    assert entry["also"] == ["DiracNet-28-10 160x32x32-160 3x3"]
+
+
+def test_a_wrong_kernel_in_the_interpreter_is_named(lab):
+    assert "failed the check against float64: output" in reason_of(lab, "triton-wrong")
+
+
+def test_bfloat16_in_the_interpreter_is_not_even_checked(lab):
+    assert "instead of rounding" in reason_of(lab, "triton", dtype="bfloat16")
+    assert lab.accuracy == []
+
+
+def test_sixteen_bits_on_a_cpu_are_checked_and_not_timed(lab, sampled):
+    assert "checked but not timed" in reason_of(lab, "torch", dtype="bfloat16")
+    assert lab.accuracy[0]["executed_by"] == "cpu"
+    assert sampled == []
+
+
+def test_benchmark_disable_checks_without_timing(lab, sampled):
+    assert run(lab, "torch", Benchmark(enabled=False)).rounds == 1
+    assert "wrong" not in {entry["contender"] for entry in lab.not_run}
+    assert "failed the check" in reason_of(lab, "wrong", benchmark=Benchmark(enabled=False))
+    assert sampled == []
+
+
+def test_rows_follow_the_selection(lab):
+    assert len(list(lab.rows(SUITE))) == 2 * len(SUITE.contenders)  # dtypes; one layer here
+    lab.selection = Selection(("*-18",), None, ("float16",), ("triton*",), None)
+    assert [row[1:] for row in lab.rows(SUITE)] == [
+        ("float16", "forward", "triton"),
+        ("float16", "forward", "triton-wrong"),
+        ("float16", "forward", "triton-wide"),
+    ]
+    lab.selection = Selection(layers=("64x*",))
+    assert list(lab.rows(SUITE)) == []
+
+
+def test_tf32_is_among_a_gpu_s_dtypes_where_it_changes_anything(lab):
+    lab.on_gpu = True
+    assert {row[1] for row in lab.rows(SUITE)} == {"float32", "tf32", "float16", "bfloat16"}
+    assert {row[1] for row in lab.rows(replace(SUITE, multiplies=False))} == {"float32", "float16", "bfloat16"}
+
+
+def test_tf32_is_switched_for_ours_for_cudnn_and_for_inductor():
+    switch = torch.backends.cudnn
+    before = (switch.allow_tf32, switch.fp32_precision, switch.conv.fp32_precision)
+    for dtype, expected in (("tf32", (True, "tf32", "tf32")), ("float32", (False, "none", "none"))):
+        with float32_products(dtype):
+            assert (switch.allow_tf32, switch.fp32_precision, switch.conv.fp32_precision) == expected
+    assert (switch.allow_tf32, switch.fp32_precision, switch.conv.fp32_precision) == before
+
+
+def test_a_layer_of_two_nets_is_one_row_and_names_both(lab, monkeypatch):
+    both = replace(LAYER, counts={"A": 4, "B": 6})
+    monkeypatch.setattr(lab_module, "shared_layers", lambda nets, batch: [both])
+    benchmark = Benchmark()
+    lab.run(benchmark, SUITE, "A, B", both.name, "float32", "forward", "torch")
+    assert {name: benchmark.extra_info[name] for name in ("net", "count", "nets")} == {
+        "net": "A, B",
+        "count": 10,
+        "nets": {"A": 4, "B": 6},
+    }
+    assert lab.accuracy[0]["net"] == "A, B"
+
+
+def test_what_a_contender_lacks_is_the_reason_wherever_it_is(lab):
+    assert reason_of(lab, "lacking") == "has no such pass"
+
+
+def test_what_a_crop_cannot_check_is_said(lab, sampled):
+    reason = reason_of(lab, "triton-wide")
+    assert reason == "no GPU, and no check of the 40-channel crop for Triton's interpreter: too narrow"
+    assert lab.accuracy == []
+
+
+def test_a_peer_that_breaks_is_a_reason_and_no_failure(lab, monkeypatch):
+    assert "other projects" in reason_of(lab, "peer")
+    monkeypatch.setattr(lab_module, "obstacle", lambda *_, **__: None)
+    assert reason_of(lab, "peer") == "ArithmeticError: no such kernel"
+
+
+def test_batch_is_small_on_a_cpu_and_the_published_one_on_a_gpu(lab):
+    assert lab.batch == 2
+    lab.on_gpu = True
+    assert lab.batch is None
+    lab.selection = Selection(batch=7)
+    assert lab.batch == 7
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A device that looks like an NVIDIA GPU to the rules."""
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    return SimpleNamespace(type="cuda")
+
+
+def rule(device, engine, dtype="float32", direction="forward", layer=LAYER, suite=SUITE, compile_all=False):
+    contender = Contender("x", engine, doubling())
+    found = obstacles.obstacle(device, Row(suite, layer, dtype, direction), contender, compile_all)
+    return found and found.reason
+
+
+def test_on_a_gpu_everything_is_timed_but_the_stems_dgrad(gpu):
+    for engine in ("eager", "compile", "cudnn", "triton", "inductor", "flag_gems"):
+        for dtype in ("float32", "tf32", "float16", "bfloat16"):
+            assert rule(gpu, engine, dtype) is None
+    stem = Layer({"DiracNet-28-10": 1}, False, 128, PROBLEM)
+    assert "a stem has no dgrad" in rule(gpu, "cudnn", direction="dgrad", layer=stem)
+
+
+def test_on_a_cpu_torch_compile_is_timed_where_it_is_affordable(monkeypatch):
+    cpu = torch.device("cpu")
+    block = SimpleNamespace(name="dirac_block")
+    rare = Layer({"DiracNet-28-10": 1}, True, 128, PROBLEM)
+    monkeypatch.setattr(obstacles, "shared_layers", lambda nets, batch: [rare, LAYER])
+    monkeypatch.setattr(obstacles.shutil, "which", lambda name: "/usr/bin/" + name)
+    assert rule(cpu, "compile") is None
+    assert rule(cpu, "compile", suite=block) is None
+    assert "most frequent layer only of each net" in rule(cpu, "compile", suite=block, layer=rare)
+    assert rule(cpu, "compile", suite=block, layer=rare, compile_all=True) is None
+    assert "float32 only" in rule(cpu, "compile", "bfloat16")
+    assert "TF32 needs a GPU" in rule(cpu, "eager", "tf32")
+    monkeypatch.setattr(obstacles.shutil, "which", lambda name: None)
+    assert "needs a C++ compiler" in rule(cpu, "compile")

@@ -1,0 +1,117 @@
+"""dgrad against float64, for every loader, dtype and stride phase."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.conv.gemm_cases import BATCH, BATCHED, GATHER, ONE, PROBLEMS, TILE, Case, every_config, problem_for
+from tests.tolerance import assert_as_good_as_torch
+from triton_dirac.conv import dgrad_configs as tuning
+from triton_dirac.conv.dgrad import dgrad, dgrad_bytes, plan_dgrad, turn
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime.targets import TARGETS
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+def check(problem, config, device, dtype=torch.float32, precision="ieee", alpha=True):
+    case = Case(problem, dtype, device, alpha=alpha)
+    dx = dgrad(case.dy, case.w, case.alpha, problem, precision=precision, config=config)
+    assert dx.dtype == dtype
+    assert dx.is_contiguous(memory_format=torch.channels_last)
+    assert_as_good_as_torch("input gradient", dx, case.dgrad(torch.float64), case.dgrad(dtype))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_gather(name, device):
+    check(PROBLEMS[name], GATHER, device)
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_batch_order(name, device):
+    check(BATCHED[name], BATCH, device)
+
+
+@pytest.mark.parametrize(
+    "name", ["stride 2", "channel tail across taps", "groups", "groups of odd size", "batch, groups"]
+)
+def test_turned_filters(name, device, monkeypatch):
+    """What AMD's matrix units are given; the kernel does not ask on which GPU it runs."""
+    turned = []
+    monkeypatch.setattr(tuning, "wants_turned", lambda config, target: turned.append(target) or True)
+    check((PROBLEMS | BATCHED)[name], BATCH if name in BATCHED else GATHER, device)
+    assert turned
+
+
+def test_turned_filters_are_those_of_the_gradient_s_convolution():
+    w = torch.randn(6, 2, 3, 3)
+    turned = turn(w.to(memory_format=torch.channels_last), 3)
+    assert turned.shape == (6, 3, 3, 2)
+    assert turned.is_contiguous()
+    assert turned[2 * 2 + 1, 0, 2, 1] == w[2 * 2 + 1, 1, 2, 0]
+    assert [tuning.wants_turned(GATHER, TARGETS[name]) for name in ("cuda:90", "hip:gfx942")] == [False, True]
+
+
+@pytest.mark.parametrize("name", [*BATCHED, "taps fastest", "dilation", "uneven padding, even window", "pointwise"])
+def test_tile(name, device):
+    """What descriptors cannot read, the tile loader leaves to the gather loader."""
+    check((PROBLEMS | BATCHED)[name], TILE, device, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("config", [GATHER, BATCH, TILE], ids=lambda config: config.loader)
+def test_half_precision(dtype, config, device):
+    check(BATCHED["batch"], config, device, dtype)
+
+
+def test_default_config(device):
+    check(PROBLEMS["stride 2"], None, device)
+    check(PROBLEMS["stem"], None, device)
+    check(PROBLEMS["depthwise"], None, device)
+
+
+@pytest.mark.parametrize("config, dtype", every_config(), ids=lambda value: getattr(value, "name", str(value)))
+def test_every_config(config, dtype, device):
+    check(problem_for(config), config, device, dtype)
+
+
+def test_without_identity(device):
+    check(PROBLEMS["stride 2"], GATHER, device, alpha=False)
+
+
+def test_all_phases_in_one_launch():
+    problem = ConvProblem(2, 16, 8, 8, 32, 3, 3, stride=(2, 3), padding=ONE)
+    shapes = (problem.output_shape, problem.weight_shape, problem.input_shape)
+    dy, w, dx = (torch.empty(s, device="meta", memory_format=torch.channels_last) for s in shapes)
+    (launch,) = plan_dgrad(dy, w, dx, None, problem, config=GATHER)
+    assert launch.grid[1] == 6
+
+
+def test_expanded_upstream_gradient(device):
+    """``.sum().backward()`` sends one number, expanded."""
+    case = Case(PROBLEMS["taps fastest"], torch.float32, device)
+    case.dy = torch.ones((), device=device).expand(case.problem.output_shape)
+    dx = dgrad(case.dy, case.w, case.alpha, case.problem, config=GATHER)
+    assert_as_good_as_torch("input gradient", dx, case.dgrad(torch.float64))
+
+
+@pytest.mark.parametrize("config", [GATHER, BATCH, TILE], ids=lambda config: config.loader)
+def test_empty_batch(config, device):
+    problem = ConvProblem(0, 16, 5, 5, 16, 3, 3, padding=ONE)
+    case = Case(problem, torch.float32, device)
+    assert dgrad(case.dy, case.w, case.alpha, problem, config=config).shape == (0, 16, 5, 5)
+
+
+def test_infinities_stay_with_their_pixels(device):
+    """Strided phases mask the channel tail in both operands; a neighbouring image is never multiplied by zero."""
+    problem = ConvProblem(2, 8, 6, 6, 20, 3, 3, stride=(2, 2), padding=ONE)
+    case = Case(problem, torch.float32, device, alpha=False)
+    case.dy[1] = float("inf")
+    dx = dgrad(case.dy, case.w, None, problem, config=GATHER)
+    assert torch.isfinite(dx[0]).all()
+    assert not torch.isfinite(dx[1]).any()
+
+
+def test_bytes_counts_each_tensor_once():
+    assert dgrad_bytes(ConvProblem(2, 3, 5, 5, 4, 3, 3), torch.float16) == 2 * (150 + 108 + 72)

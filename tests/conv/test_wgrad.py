@@ -1,0 +1,236 @@
+"""wgrad against float64: both orders of pixels, every config that can be picked, hostile sizes, split reductions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.tolerance import assert_as_good_as_torch
+from triton_dirac.conv import wgrad_configs as tuning
+from triton_dirac.conv.config import Config
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.conv.wgrad import (
+    INT32_LIMIT,
+    plan_wgrad,
+    split_steps,
+    wgrad,
+    wgrad_bytes,
+    workspace_shape,
+)
+from triton_dirac.runtime.targets import TARGETS
+
+SAME = (1, 1, 1, 1)
+GATHER = Config(32, 32, 16, 4, 2, "gather")
+BATCH = Config(32, 32, 16, 4, 2, "batch")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+PROBLEMS = {
+    "same": ConvProblem(2, 16, 8, 8, 24, 3, 3, padding=SAME),
+    "rows wrap in a tile": ConvProblem(3, 8, 7, 7, 8, 3, 3, padding=SAME),
+    "stride 2": ConvProblem(2, 16, 9, 8, 8, 3, 3, (2, 2), SAME),
+    "stride beyond the window": ConvProblem(2, 8, 9, 9, 8, 2, 1, (3, 4)),
+    "dilation": ConvProblem(1, 8, 9, 11, 16, 3, 3, (1, 1), (2, 2, 2, 2), (2, 2)),
+    "all uneven": ConvProblem(3, 5, 11, 7, 7, 3, 2, (2, 1), (1, 2, 0, 1), (1, 2)),
+    "valid": ConvProblem(2, 8, 6, 7, 8, 3, 3),
+    "1x1": ConvProblem(1, 80, 5, 5, 129, 1, 1),
+    "one channel": ConvProblem(2, 1, 7, 7, 127, 3, 3, padding=SAME),
+    "127 channels": ConvProblem(1, 127, 3, 3, 1, 3, 3, padding=SAME),
+    "stem": ConvProblem(1, 3, 19, 19, 16, 7, 7, (2, 2), (3, 3, 3, 3)),
+    "11x11": ConvProblem(1, 8, 4, 4, 8, 11, 11, (1, 1), (5, 5, 5, 5)),
+    "groups": ConvProblem(2, 32, 6, 6, 48, 3, 3, padding=SAME, groups=2),
+    "one pixel": ConvProblem(2, 8, 3, 3, 8, 3, 3),
+    "taps that never read": ConvProblem(1, 8, 3, 3, 8, 3, 3, (3, 3), (4, 4, 4, 4)),
+}
+BATCHES = {
+    "one tap a tile": ConvProblem(16, 32, 4, 5, 24, 3, 3, padding=SAME),
+    "several taps a tile": ConvProblem(16, 8, 4, 4, 40, 3, 3, padding=SAME),
+    "images missing": ConvProblem(17, 32, 4, 3, 8, 3, 3, (1, 2), (1, 0, 1, 1)),
+    "images missing, several taps": ConvProblem(7, 8, 4, 4, 8, 3, 3, padding=SAME),
+    "stride and dilation": ConvProblem(16, 32, 7, 6, 24, 3, 3, (2, 2), (2, 1, 2, 2), (2, 2)),
+    "groups": ConvProblem(16, 64, 3, 3, 16, 2, 3, padding=(1, 0, 1, 1), groups=2),
+    "taps that never read": ConvProblem(16, 32, 2, 2, 8, 3, 3, (3, 3), (4, 4, 4, 4)),
+    "odd channels": ConvProblem(16, 5, 4, 4, 7, 3, 3, padding=SAME),
+    "1x1": ConvProblem(16, 80, 2, 2, 129, 1, 1),
+}
+
+
+def inputs(problem, dtype, device):
+    """(dy, x) drawn independently, channels_last."""
+    dy = torch.randn(problem.output_shape).to(device, dtype, memory_format=torch.channels_last)
+    x = torch.randn(problem.input_shape).to(device, dtype, memory_format=torch.channels_last)
+    return dy, x
+
+
+def torch_wgrad(problem, dy, x, dtype):
+    top, bottom, left, right = problem.padding
+    padded = F.pad(x.to(dtype), (left, right, top, bottom))
+    geometry = problem.stride, 0, problem.dilation, problem.groups
+    return torch.nn.grad.conv2d_weight(padded, problem.weight_shape, dy.to(dtype), *geometry)
+
+
+def check(problem, dtype, device, **options):
+    dy, x = inputs(problem, dtype, device)
+    dw = wgrad(dy, x, problem, dtype=dtype, **options)
+    assert dw.is_contiguous(memory_format=torch.channels_last)
+    expected = torch_wgrad(problem, dy, x, torch.float64)
+    assert_as_good_as_torch("dw", dw, expected, torch_wgrad(problem, dy, x, dtype))
+    return dw
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("split_k", [1, 3])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_pixel_order(name, split_k, device):
+    check(PROBLEMS[name], torch.float32, device, config=GATHER, split_k=split_k)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("split_k", [1, 3])
+@pytest.mark.parametrize("name", BATCHES)
+def test_batch_order(name, split_k, device):
+    check(BATCHES[name], torch.float32, device, config=BATCH, split_k=split_k)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("config", [GATHER, BATCH], ids=lambda c: c.loader)
+def test_half_precision(config, dtype, device):
+    check(BATCHES["several taps a tile"], dtype, device, config=config, split_k=2)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
+def test_precision_is_accepted(precision, device):
+    check(PROBLEMS["same"], torch.float32, device, precision=precision)
+
+
+def pickable():
+    """Each tile that any target may be given, with a problem that it is offered for."""
+    seen = {}
+    for dtype in (torch.float16, torch.float32):
+        for vectors in (True, False):
+            for target in TARGETS.values():
+                for config in tuning.configs(dtype, vectors, target):
+                    tile = config.block_m, config.block_n, config.block_k, config.loader, vectors
+                    seen.setdefault(tile, (replace(config, reason=""), dtype, vectors))
+    return list(seen.values())
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("config, dtype, vectors", pickable(), ids=lambda v: getattr(v, "name", str(v)))
+def test_every_config_that_can_be_picked(config, dtype, vectors, device):
+    channels, filters = (40, 72) if vectors else (3, 33)
+    problem = ConvProblem(config.block_k if config.loader == "batch" else 5, channels, 4, 5, filters, 2, 2)
+    assert not vectors or tuning.has_vectors(problem, dtype)
+    check(problem, dtype, device, config=config, split_k=2)
+
+
+def test_default_path_and_formats(device):
+    """No config, no split: NCHW and expanded inputs give what dense channels_last ones give."""
+    problem = PROBLEMS["same"]
+    dy, x = inputs(problem, torch.float32, device)
+    dense = wgrad(dy, x, problem, dtype=torch.float32)
+    assert_as_good_as_torch("dw", dense, torch_wgrad(problem, dy, x, torch.float64))
+    assert torch.equal(dense, wgrad(dy.contiguous(), x.contiguous(), problem, dtype=torch.float32))
+    ones = torch.ones((), device=device).expand(problem.output_shape)
+    expected = torch_wgrad(problem, ones.contiguous(), x, torch.float64)
+    assert_as_good_as_torch("dw of a sum", wgrad(ones, x, problem, dtype=torch.float32), expected)
+
+
+def test_depthwise_takes_the_direct_kernel(device, monkeypatch):
+    import triton_dirac.conv.wgrad as module
+
+    monkeypatch.setattr(module, "plan_wgrad", None)
+    check(ConvProblem(2, 8, 5, 5, 8, 3, 3, padding=SAME, groups=8), torch.float32, device)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("config", [GATHER, BATCH], ids=lambda c: c.loader)
+def test_empty_batch_gives_zeros(config, device):
+    problem = ConvProblem(0, 8, 5, 5, 12, 3, 3, padding=SAME)
+    dw = wgrad(*inputs(problem, torch.float32, device), problem, dtype=torch.float32, config=config)
+    assert torch.equal(dw, torch.zeros(problem.weight_shape, device=device))
+
+
+def test_storage_dtype_of_the_result(device):
+    problem = PROBLEMS["rows wrap in a tile"]
+    dy, x = inputs(problem, torch.float16, device)
+    dw = wgrad(dy, x, problem, dtype=torch.float32, config=GATHER, split_k=2)
+    assert dw.dtype == torch.float32
+    assert_as_good_as_torch("dw", dw, torch_wgrad(problem, dy, x, torch.float64))
+
+
+@pytest.mark.parametrize("config", [GATHER, BATCH], ids=lambda c: c.loader)
+def test_bitwise_the_same_from_run_to_run(config, device):
+    problem = BATCHES["several taps a tile"]
+    dy, x = inputs(problem, torch.float32, device)
+    runs = [wgrad(dy, x, problem, dtype=torch.float32, config=config, split_k=3) for _ in range(2)]
+    assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("config", [GATHER, BATCH], ids=lambda c: c.loader)
+def test_rows_beyond_the_end_are_not_multiplied(config, device):
+    """Clamped reads and missing images must not bring an infinity of a neighbour into a sum."""
+    problem = ConvProblem(3, 8, 3, 3, 8, 3, 3, padding=SAME)
+    dy, x = inputs(problem, torch.float32, device)
+    x[2, :, 2, 2] = float("inf")
+    dw = wgrad(dy, x, problem, dtype=torch.float32, config=config)
+    expected = torch_wgrad(problem, dy, x, torch.float64)
+    assert torch.equal(dw.isfinite(), expected.isfinite())
+    finite = expected.isfinite()
+    assert_as_good_as_torch("finite entries", dw[finite], expected[finite])
+
+
+def test_split_of_huge_problems():
+    """int32 offsets bound a split; int64 bases place it. Nothing is allocated but on meta."""
+    huge = ConvProblem(4096, 640, 64, 64, 640, 3, 3, padding=SAME)
+    config = Config(128, 128, 64, 8, 3, "gather")
+    splits, steps = split_steps(huge, config, 1)
+    rows = steps * config.block_k
+    assert splits > 1
+    assert (rows // (huge.P * huge.Q) + 2) * huge.H * huge.W * huge.C <= INT32_LIMIT
+    assert (splits - 1) * rows < huge.N * huge.P * huge.Q <= splits * rows
+    workspace = torch.empty(workspace_shape(huge, config, 1), device="meta")
+    tensors = [torch.empty(s, dtype=torch.float16, device="meta") for s in (huge.output_shape, huge.input_shape)]
+    dw = torch.empty(huge.weight_shape, dtype=torch.float16, device="meta")
+    main, second = plan_wgrad(*tensors, dw, workspace, huge, config=config, split_k=1)
+    assert main.args["steps_per_split"] == steps
+    assert second.args["splits"] == splits
+    with pytest.raises(ValueError, match="64 images exceed int32"):
+        split_steps(ConvProblem(64, 640, 512, 512, 640, 3, 3), replace(config, loader="batch"), 1)
+
+
+def test_split_k_must_be_positive():
+    with pytest.raises(ValueError, match="split_k must be at least 1, got 0"):
+        split_steps(PROBLEMS["same"], GATHER, 0)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
+def test_configs_are_few_reasoned_and_fit(target):
+    for dtype in DTYPES:
+        offered = [c for vectors in (True, False) for c in tuning.configs(dtype, vectors, target)]
+        assert all(tuning.configs(dtype, vectors, target, "tf32x3") for vectors in (True, False))
+        assert 4 <= len(offered) <= 24
+        assert all(config.reason for config in offered)
+        assert all(tuning.shared_bytes(config, dtype, target) <= target.shared_bytes for config in offered)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
+@pytest.mark.parametrize("batch", [0, 1, 32, 100, 128])
+def test_default_is_offered_and_its_workspace_bounded(batch, target):
+    for channels, size in ((3, 32), (64, 56), (80, 32), (512, 7), (640, 8)):
+        problem = ConvProblem(batch, channels, size, size, channels, 3, 3, padding=SAME)
+        config = tuning.default(problem, torch.float16, target)
+        assert config in tuning.offered(problem, torch.float16, target)
+        splits = tuning.split_k(problem, config, target)
+        shape = workspace_shape(problem, config, splits)
+        assert shape is None or 4 * torch.Size(shape).numel() <= tuning.WORKSPACE_BYTES
+        # Full batches walk one pixel of many images; others walk consecutive pixels.
+        assert (config.loader == "batch") == (batch in (32, 128) and channels % 8 == 0)
+
+
+def test_bytes_count_the_workspace_twice():
+    problem = PROBLEMS["1x1"]
+    images, weights = 25 * (80 + 129), 80 * 129
+    assert wgrad_bytes(problem, torch.float16) == 2 * (images + weights)
+    assert wgrad_bytes(problem, torch.float16, split_k=3) == 2 * (images + weights) + 2 * 4 * 3 * weights

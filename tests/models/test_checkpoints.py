@@ -1,0 +1,221 @@
+"""Official checkpoints, made here to the official layouts, give these nets the official function."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.tolerance import assert_as_good_as_torch
+from triton_dirac.folding import fold
+from triton_dirac.models import diracnet, diracnet34
+from triton_dirac.models.checkpoints import load_official
+from triton_dirac.models.diracnet import DiracNet
+
+CIFAR = {"widths": (16, 32, 64), "blocks": (2, 2, 2), "stem": 3, "classes": 10}
+DIRACNET_34 = {"widths": (64, 128, 256, 512), "blocks": (6, 8, 12, 6), "stem": 7, "classes": 1000}
+THIN = {"widths": (8, 16, 16, 24), "blocks": (2, 2, 2, 2), "stem": 7, "classes": 10}
+
+
+def flat_parameters(net, scalar=False, version=2):
+    """(parameters, running statistics) with the keys and shapes of the official define_diracnet."""
+    widths, blocks, stem = net["widths"], net["blocks"], net["stem"]
+    params, stats = {}, {}
+
+    def add_norm(base, n):
+        params[f"{base}.weight"], params[f"{base}.bias"] = torch.rand(n) + 0.5, torch.randn(n) * 0.1
+        stats[f"{base}.running_mean"], stats[f"{base}.running_var"] = (
+            torch.randn(n) * 0.1,
+            torch.rand(n) + 0.5,
+        )
+
+    params["conv"] = torch.randn(widths[0], 3, stem, stem) / stem
+    add_norm("bn", widths[0])
+    channels = widths[0]
+    for g, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        for b in range(count):
+            base, per_filter = f"group{g}.block{b}", 1 if scalar else width
+            params[f"{base}.conv"] = torch.randn(width, channels * (3 - version), 3, 3)
+            params[f"{base}.alpha"] = torch.rand(per_filter) + 0.5
+            params[f"{base}.beta"] = torch.rand(per_filter)
+            add_norm(f"{base}.bn", width)
+            channels = width
+    params["fc.weight"] = torch.randn(net["classes"], widths[-1]) / 8
+    params["fc.bias"] = torch.randn(net["classes"])
+    return params, stats
+
+
+def identities(params):
+    """The eyeK_C_3_3 entries beside the parameters."""
+    convs = [tensor for name, tensor in params.items() if name.endswith(".conv")]
+    return {"eye" + "_".join(map(str, w.shape)): nn.init.dirac_(torch.empty_like(w)) for w in convs}
+
+
+def folded_state(params, stats):
+    """The released inference nets' state dict: features.*.{weight, bias} and fc."""
+    state = {}
+    for name in [name for name in params if name == "conv" or name.endswith(".conv")]:
+        base = name.removesuffix("conv")
+        weight = effective_weight(params, base) if base else params["conv"].double()
+        scale = params[f"{base}bn.weight"].double() / (stats[f"{base}bn.running_var"].double() + 1e-5).sqrt()
+        shift = params[f"{base}bn.bias"] - stats[f"{base}bn.running_mean"] * scale
+        state[f"features.{name}.weight"] = (weight * scale.view(-1, 1, 1, 1)).float()
+        state[f"features.{name}.bias"] = shift.float()
+    return state | {name: params[name] for name in ("fc.weight", "fc.bias")}
+
+
+def effective_weight(params, base):
+    weight, alpha, beta = (params[base + name].double() for name in ("conv", "alpha", "beta"))
+    unit = weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return alpha.view(-1, 1, 1, 1) * nn.init.dirac_(torch.empty_like(weight)) + beta.view(-1, 1, 1, 1) * unit
+
+
+def official_output(net, params, stats, images):
+    """The published net in float64, from the flat parameters."""
+    values = {name: tensor.double() for name, tensor in (params | stats).items()}
+
+    def batch_norm(x, base):
+        mean, variance = values[f"{base}.running_mean"], values[f"{base}.running_var"]
+        return F.batch_norm(x, mean, variance, values[f"{base}.weight"], values[f"{base}.bias"])
+
+    cifar = net["stem"] == 3
+    x = F.conv2d(images.double(), values["conv"], stride=1 if cifar else 2, padding=net["stem"] // 2)
+    x = batch_norm(x, "bn")
+    x = x.relu() if cifar else F.max_pool2d(x, 3, 2, 1)
+    for g, count in enumerate(net["blocks"]):
+        x = F.max_pool2d(x, 2) if g else x
+        for b in range(count):
+            base = f"group{g}.block{b}"
+            x = batch_norm(F.conv2d(x.relu(), effective_weight(params, f"{base}."), padding=1), f"{base}.bn")
+    return F.linear(x.relu().mean((2, 3)), values["fc.weight"], values["fc.bias"])
+
+
+LAYOUTS = {
+    "params, stats": lambda p, s: {"params": p, "stats": s, "optimizer": {"state": {}}, "epoch": 7},
+    "stats among params": lambda p, s: {"params": p | s | identities(p), "epoch": 7, "optimizer": {}},
+    "identities in stats": lambda p, s: {"params": p, "stats": s | identities(p)},
+    "flat": lambda p, s: p | s | identities(p),
+}
+
+
+@pytest.mark.parametrize("scalar", [False, True], ids=["per filter", "scalar"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_training_checkpoints(layout, scalar):
+    params, stats = flat_parameters(CIFAR, scalar)
+    net = diracnet(10, 1, 10).eval()
+    load_official(net, LAYOUTS[layout](params, stats))
+    images = torch.randn(2, 3, 32, 32)
+    assert_as_good_as_torch("logits", net(images), official_output(CIFAR, params, stats, images))
+
+
+def thin_imagenet():
+    """An ImageNet net in everything but its widths, blocks and number of classes."""
+    with torch.device("meta"):
+        stem = diracnet34().stem
+    stem.conv, stem.bn = nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(8)
+    return DiracNet(stem, list(THIN["widths"]), list(THIN["blocks"]), THIN["classes"], "auto").eval()
+
+
+def test_imagenet_checkpoint_folded_and_not():
+    params, stats = flat_parameters(THIN)
+    images = torch.randn(2, 3, 64, 64)
+    expected = official_output(THIN, params, stats, images)
+    net = thin_imagenet()
+    load_official(net, {"params": params, "stats": stats})
+    assert_as_good_as_torch("logits", net(images), expected)
+    folded = fold(thin_imagenet())
+    load_official(folded, folded_state(params, stats))
+    assert_as_good_as_torch("folded logits", folded(images), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*meta parameter")
+def test_every_tensor_of_diracnet34_has_an_official_name():
+    with torch.device("meta"):
+        params, stats = flat_parameters(DIRACNET_34)
+        net = diracnet34()
+        folded = fold(diracnet34().eval())
+    load_official(net, {"params": params, "stats": stats})
+    state = dict(folded_state_shapes(params))
+    assert len(state) == 68  # as the released diracnet34v2folded-dfb15d34.pth
+    load_official(folded, state)
+
+
+def folded_state_shapes(params):
+    for name, tensor in params.items():
+        if name == "conv" or name.endswith(".conv"):
+            yield f"features.{name}.weight", tensor
+            yield f"features.{name}.bias", tensor.new_empty(tensor.shape[0])
+        elif name.startswith("fc."):
+            yield name, tensor
+
+
+def test_through_a_file_and_into_the_nets_own_dtype_and_layout(tmp_path):
+    params, stats = flat_parameters(CIFAR)
+    trained = {name: tensor.requires_grad_() for name, tensor in params.items()}
+    torch.save({"params": trained, "stats": stats, "optimizer": {}, "epoch": 3}, tmp_path / "model.pt7")
+    net = diracnet(10, 1, 10).eval().double().to(memory_format=torch.channels_last)
+    load_official(net, torch.load(tmp_path / "model.pt7", weights_only=True))
+    conv = net.groups[2].block1.conv
+    assert conv.weight.dtype == torch.float64
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(conv.weight.float(), params["group2.block1.conv"])
+    assert torch.equal(conv.alpha.float(), params["group2.block1.alpha"])
+
+
+def without(checkpoint, key):
+    return {name: tensor for name, tensor in checkpoint.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda c: without(c, "group1.block0.beta"),
+            r"lacks 1 tensors, groups.1.block0.conv.beta among them",
+        ),
+        (
+            lambda c: c | {"group3.block0.conv": torch.ones(1)},
+            r"has, and the net has not, 1 tensors, groups.3.blo",
+        ),
+        (
+            lambda c: c | {"gamma": torch.ones(1)},
+            r"has 'gamma' \(Tensor\): it is no official DiracNet checkpoint",
+        ),
+        (
+            lambda c: c | {"fc.weight": torch.ones(100, 64)},
+            r"fc.weight has shape \(100, 64\) .* number of classes",
+        ),
+        (
+            lambda c: c | {"bn.weight": torch.ones(1)},
+            r"stem.bn.weight has shape \(1,\) .* \(16,\) in the net",
+        ),
+        (lambda c: folded_state(c, c), r"the checkpoint is folded: load it into a folded net"),
+        (lambda c: {"state_dict": c}, r"has 'state_dict' \(dict\): it is no official"),
+        (
+            lambda c: flat_parameters(CIFAR, True, 1)[0] | c_stats(c),
+            r"\(16, 32, 3, 3\) .* it is of version 1",
+        ),
+    ],
+)
+def test_wrong_checkpoints_load_nothing(change, message):
+    params, stats = flat_parameters(CIFAR)
+    net = diracnet(10, 1, 10)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=message):
+        load_official(net, change(params | stats))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def c_stats(checkpoint):
+    return {name: tensor for name, tensor in checkpoint.items() if "running" in name}
+
+
+def test_other_wrong_arguments():
+    params, stats = flat_parameters(CIFAR)
+    with pytest.raises(ValueError, match="the checkpoint is not folded, the net is:"):
+        load_official(fold(diracnet(10, 1, 10).eval()), params | stats)
+    with pytest.raises(TypeError, match="model must be a DiracNet, got Linear"):
+        load_official(nn.Linear(2, 2), params)
+    with pytest.raises(TypeError, match=r"checkpoint must be a dictionary, as torch.load gives it, got str"):
+        load_official(diracnet(10, 1, 10), "model.pt7")

@@ -1,0 +1,121 @@
+"""Every kind of input that no report can be made from is refused by name."""
+
+import json
+
+import pytest
+
+from reports.__main__ import main
+from reports.load import ReportError, load
+from tests.reports.reports_data import benchmark, compile_table, cpu_results, loop_table
+
+PLACE = ("conv", "fprop", "Net", "layer", "float16", "cudnn")
+
+
+def refused(tmp_path, content):
+    file = tmp_path / "input.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ReportError) as error:
+        load([file])
+    assert str(error.value).startswith((str(file), file.name)), "the message names the file"
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ("", "empty file"),
+        ("{", "not JSON"),
+        ("[1, 2]", "neither `benchmarks` nor `kind`"),
+        ({}, "neither `benchmarks` nor `kind`"),
+        ({"kind": "trace"}, "unknown kind 'trace'"),
+        ({"kind": "compile"}, "without `rows`"),
+        ({"kind": "compile", "rows": []}, "without `rows`"),
+        ({"kind": "compile", "rows": [{"kernel": "conv"}]}, "rows[0] lacks `target`, `ok`"),
+        ({"benchmarks": []}, "holds no benchmark"),
+        ({"benchmarks": {}}, "holds no benchmark"),
+        ({"benchmarks": ["a"]}, "`benchmarks` must be a list of objects"),
+        (
+            {"benchmarks": [{"name": "test_x", "stats": {"data": [1]}}]},
+            "benchmarks[0] (test_x) lacks `extra_info`",
+        ),
+        ({"benchmarks": [], "accuracy": [{"suite": "conv", "contender": "a"}]}, "accuracy[0] lacks `passed`"),
+        ({"benchmarks": [], "not_run": [{"suite": "conv"}]}, "not_run[0] lacks `reason`"),
+        ({"benchmarks": [], "not_run": [{"reason": "x"}], "environment": []}, None),
+        ({"benchmarks": [], "not_run": [{"reason": "x"}], "environment": "cpu"}, "`environment` is a str"),
+    ],
+)
+def test_unusable_content(tmp_path, content, expected):
+    if expected is None:
+        file = tmp_path / "input.json"
+        file.write_text(json.dumps(content))
+        assert len(load([file]).not_run) == 1
+    else:
+        assert expected in refused(tmp_path, content)
+
+
+@pytest.mark.parametrize("key", ["suite", "contender"])
+def test_a_benchmark_without_its_name_parts(tmp_path, key):
+    entry = benchmark(*PLACE, [1.0] * 7)
+    del entry["extra_info"][key]
+    assert f"extra_info lacks `{key}`" in refused(tmp_path, {"benchmarks": [entry]})
+
+
+@pytest.mark.parametrize("data", [[], "abc", [1, "x"], [0.0], [-1.0], [float("nan")], [[1.0]], None])
+def test_times_that_are_none(tmp_path, data):
+    entry = benchmark(*PLACE, [1.0])
+    entry["stats"]["data"] = data
+    message = refused(tmp_path, {"benchmarks": [entry]})
+    assert "stats.data must be" in message or "lacks `data`" in message
+
+
+@pytest.mark.parametrize("nets", ["Net", ["Net"], {"Net": "often"}, {"Net": 0}])
+def test_nets_that_map_to_no_number(tmp_path, nets):
+    content = {"benchmarks": [benchmark(*PLACE, [1.0], nets=nets)]}
+    assert "extra_info.nets must map nets to how often" in refused(tmp_path, content)
+
+
+def test_two_times_for_one_thing(tmp_path):
+    message = refused(tmp_path, {"benchmarks": [benchmark(*PLACE, [1.0]), benchmark(*PLACE, [2.0])]})
+    assert "more than one benchmark of conv · fprop · Net · layer · float16 · cudnn" in message
+
+
+def test_optional_keys_may_be_missing(tmp_path):
+    entry = {"extra_info": {"suite": "s", "contender": "c"}, "stats": {"data": [1.0]}}
+    row = {"kernel": "k", "target": "cuda:90", "ok": True}
+    for name, content in (("a", {"benchmarks": [entry]}), ("b", {"kind": "compile", "rows": [row]})):
+        (tmp_path / name).write_text(json.dumps(content))
+    assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_both_kinds_are_read_and_told_apart(tmp_path):
+    contents = (cpu_results(), compile_table(), loop_table())
+    files = [tmp_path / f"{number}.json" for number in range(3)]
+    for file, content in zip(files, contents, strict=True):
+        file.write_text(json.dumps(content))
+    results = load(files)
+    assert [run["kind"] for run in results.runs] == ["results", "compile", "compile"]
+    for name, run, key in (
+        ("benchmarks", 0, "benchmarks"),
+        ("accuracy", 0, "accuracy"),
+        ("not_run", 0, "not_run"),
+        ("compiled", 1, "rows"),
+        ("loops", 2, "rows"),
+    ):
+        frame = getattr(results, name)
+        assert set(frame["run"]) == {run}
+        assert len(frame) == len(contents[run][key])
+
+
+@pytest.mark.parametrize("what", ["missing", "directory", "binary"])
+def test_the_command_line_names_the_file_and_exits_with_2(tmp_path, capsys, what):
+    file = tmp_path / "input"
+    if what == "directory":
+        file.mkdir()
+    elif what == "binary":
+        file.write_bytes(b"\xff\xfe\x00")
+    assert main([str(file), "--output", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert str(file) in message
+    assert "accepted are a results file of" in message
+    assert not (tmp_path / "out").exists(), "nothing is written"

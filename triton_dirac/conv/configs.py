@@ -1,0 +1,237 @@
+"""Tiles of fprop and dgrad, which are one implicit GEMM: rows are target pixels, columns target channels.
+
+``configs`` lists at most 24 per dtype and target family, each compiled for its targets without spills and within their
+shared memory (``python -m bench.compile --configs``); ``offered`` are those that suit a problem, ``default`` the one
+with the fewest ``estimated_cycles``. ``dgrad`` swaps the roles of the two images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+
+from triton_dirac.conv.config import Config
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime.targets import Target
+
+FULL_BATCH = 0.75  # share of a batch-order tile's images that must exist
+
+_HALF = (
+    Config(128, 128, 64, 8, 3, "batch", reason="wide layers: most reuse, two warps a scheduler hide latency"),
+    Config(128, 64, 64, 4, 4, "batch", reason="K = 64 mod 128: no column wasted; two programs a unit"),
+    Config(128, 128, 32, 8, 4, "batch", reason="C = 32 mod 64"),
+    Config(128, 64, 32, 4, 4, "batch", reason="C = 32 mod 64 and K = 64 mod 128"),
+    Config(128, 128, 16, 4, 5, "batch", reason="C = 80: five whole steps a tap"),
+    Config(128, 32, 32, 4, 4, "batch", reason="32 columns, or K = 32 mod 64 (160, 80)"),
+    Config(128, 32, 16, 4, 5, "batch", reason="C = 80 to K = 80"),
+    Config(64, 64, 64, 4, 4, "batch", reason="batches of 64, and more programs for small layers"),
+    Config(32, 64, 64, 4, 4, "batch", reason="batches of 32"),
+    Config(128, 128, 64, 8, 3, "gather", reason="small batches, wide layers"),
+    Config(128, 128, 32, 8, 4, "gather", reason="the same with C = 32 mod 64 or a tail"),
+    Config(128, 64, 64, 4, 4, "gather", reason="small batches, K = 64 mod 128; two programs a unit"),
+    Config(128, 64, 32, 4, 4, "gather", reason="C below 64 or a tail"),
+    Config(128, 32, 32, 4, 4, "gather", reason="32 columns"),
+    Config(64, 64, 64, 4, 4, "gather", reason="few pixels"),
+    Config(64, 32, 64, 4, 4, "gather", reason="fewer still"),
+    Config(32, 32, 64, 4, 4, "gather", reason="one image of 7x7, or outputs of one pixel"),
+)
+# Accumulators of 128x128 leave four warps of cuda:80 no registers for the epilogue: 8 to 40 bytes spill there.
+_FOUR_WARPS = (
+    Config(128, 128, 64, 4, 3, "batch", reason="wide layers: one warp group, fewest instructions per MMA"),
+    Config(128, 128, 32, 4, 4, "batch", reason="the same with C = 32 mod 64"),
+)
+_TILE = (
+    Config(128, 256, 64, 8, 3, "tile", reason="a quarter less traffic than 128x128 for K of 256 and more"),
+    Config(128, 128, 64, 4, 4, "tile", reason="wide layers: one warp group, fewest instructions per MMA"),
+    Config(128, 128, 64, 8, 4, "tile", reason="wide layers: two warp groups take turns"),
+    Config(128, 64, 64, 4, 4, "tile", reason="K = 64 mod 128; two programs a unit"),
+    Config(128, 64, 32, 4, 4, "tile", reason="C = 32 mod 64"),
+)
+# tcgen05 keeps accumulators in tensor memory, and the epilogue takes them all to registers at once: eight warps.
+_TENSOR_MEMORY = (
+    Config(128, 128, 64, 8, 4, "tile", reason="wide layers"),
+    Config(128, 64, 64, 4, 4, "tile", reason="K = 64 mod 128; two programs a unit"),
+    Config(128, 64, 32, 4, 4, "tile", reason="C = 32 mod 64"),
+    Config(128, 128, 64, 8, 3, "batch", reason="strided wide layers"),
+    Config(128, 64, 64, 4, 4, "batch", reason="strided, K = 64 mod 128"),
+    Config(128, 128, 32, 8, 4, "batch", reason="C = 32 mod 64"),
+    Config(128, 64, 32, 4, 4, "batch", reason="C = 32 mod 64 and K = 64 mod 128"),
+    Config(128, 128, 16, 8, 5, "batch", reason="C = 80: five whole steps a tap"),
+    Config(128, 32, 32, 8, 4, "batch", reason="32 columns, or K = 32 mod 64 (160, 80)"),
+    Config(128, 32, 16, 8, 5, "batch", reason="C = 80 to K = 80"),
+    Config(64, 64, 64, 8, 4, "batch", reason="batches of 64, and more programs for small layers"),
+    Config(32, 64, 64, 4, 4, "batch", reason="batches of 32"),
+)
+# float32's multiply-add and three-product forms keep operands in registers too: 16 accumulators a thread (32 spill).
+_FLOAT = (
+    Config(64, 64, 16, 8, 4, "batch", reason="wide layers, and batches of 64"),
+    Config(128, 32, 16, 8, 4, "batch", reason="K = 32 mod 64 (160, 80)"),
+    Config(64, 64, 16, 8, 4, "gather", reason="small batches"),
+    Config(64, 32, 16, 4, 4, "gather", reason="few pixels, 32 columns"),
+    Config(32, 32, 16, 4, 4, "gather", reason="one image of 7x7, or outputs of one pixel"),
+)
+_TF32 = (
+    Config(128, 64, 32, 8, 3, "batch", all_registers=True, reason="wide layers: half the barriers"),
+    Config(128, 64, 32, 8, 3, "gather", all_registers=True, reason="small batches: half the barriers"),
+)
+# Channels that do not divide into 16-byte loads cost a register and a predicate an element: small tiles.
+_ODD_HALF = (
+    Config(128, 64, 32, 8, 3, "gather", reason="stems: the 27 terms of 3 channels and 3x3 fit in 32"),
+    Config(64, 64, 32, 4, 3, "gather", reason="odd channels"),
+    Config(64, 32, 32, 4, 3, "gather", reason="odd channels, few columns"),
+    Config(32, 32, 32, 4, 3, "gather", reason="few pixels"),
+)
+_ODD_FLOAT = (
+    Config(128, 32, 16, 8, 3, "gather", reason="stems with 32 columns"),
+    Config(64, 64, 16, 8, 3, "gather", reason="stems and odd channels"),
+    Config(64, 32, 16, 4, 4, "gather", reason="odd channels, few columns"),
+    Config(32, 32, 16, 4, 3, "gather", reason="few pixels"),
+)
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """What the tile arithmetic needs of a problem: fprop's view of it, or dgrad's."""
+
+    images: int
+    pixels: int  # target pixels of one image, of the largest stride phase
+    phases: int
+    columns: int  # target channels of a group
+    channels: int  # source channels of a group
+    taps: float  # on average over phases
+    inside: float  # share of (target pixel, tap) pairs that read inside the source
+    groups: int
+    stride_one: bool
+    image_elements: int
+    window_fits: bool
+
+
+@lru_cache(maxsize=4096)
+def gemm_of(problem: ConvProblem, dgrad: bool) -> Gemm:
+    """The implicit GEMM of fprop or dgrad."""
+    sh, sw = problem.stride
+    C, K = problem.C // problem.groups, problem.K // problem.groups
+    inside = _inside(problem.P, problem.R, problem.H, sh, problem.padding[0], problem.dilation[0])
+    inside *= _inside(problem.Q, problem.S, problem.W, sw, problem.padding[2], problem.dilation[1])
+    if dgrad:  # as many pairs reach inside, of H x W target pixels and their phases' taps
+        taps = problem.R * problem.S / (sh * sw)
+        pairs = inside * problem.P * problem.Q * problem.R * problem.S
+        inside = min(1.0, pairs / max(1, problem.H * problem.W * taps))
+        pixels, phases, C, K = -(-problem.H // sh) * -(-problem.W // sw), sh * sw, K, C
+    else:
+        taps, pixels, phases = problem.R * problem.S, problem.P * problem.Q, 1
+    return Gemm(
+        images=problem.N,
+        pixels=pixels,
+        phases=phases,
+        columns=K,
+        channels=C,
+        taps=taps,
+        inside=inside,
+        groups=problem.groups,
+        stride_one=problem.stride == (1, 1),
+        image_elements=max(problem.H * problem.W * problem.C, problem.P * problem.Q * problem.K),
+        window_fits=problem.R * problem.S > 1 or any(problem.padding),
+    )
+
+
+def _inside(outputs: int, window: int, size: int, stride: int, pad: int, dilation: int) -> float:
+    """Share of (output, tap) pairs that read inside the image, along one dimension."""
+    reads = (o * stride - pad + tap * dilation for o in range(outputs) for tap in range(window))
+    return sum(0 <= at < size for at in reads) / max(1, outputs * window)
+
+
+def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
+    """Whether both images' channels divide into 16-byte loads, in the group and in the image."""
+    width = 16 // dtype.itemsize
+    return all(size // problem.groups % width == 0 for size in (problem.C, problem.K))
+
+
+def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = "ieee") -> list[Config]:
+    """All configs of a dtype on a target; ``vectors``: channels divide into 16-byte loads."""
+    chosen: tuple[Config, ...]
+    if not vectors:
+        chosen = _ODD_FLOAT if dtype.itemsize == 4 else _ODD_HALF
+    elif dtype.itemsize == 4:
+        chosen = _TF32 + _FLOAT if precision == "tf32" else _FLOAT
+    else:
+        gather = tuple(config for config in _HALF if config.loader == "gather")
+        chosen = {
+            "cuda:80": _HALF,
+            "cuda:90": _TILE + _FOUR_WARPS + _HALF,
+            "cuda:100": _TENSOR_MEMORY + gather,
+            "hip": _FOUR_WARPS + _HALF,
+        }[target.family]
+    if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
+        chosen = tuple(dict.fromkeys(replace(config, num_stages=2, all_registers=False) for config in chosen))
+    elif precision != "tf32":  # whose small tiles' loops the assembler would unroll until 255 do not suffice
+        chosen = tuple(replace(config, all_registers=True) for config in chosen)
+    return [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
+
+
+def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
+    """Shared memory of the pipeline's buffers: one a stage for wgmma and tcgen05, else one fewer."""
+    buffers = config.num_stages - (target.family not in ("cuda:90", "cuda:100"))
+    return (config.block_m + config.block_n) * config.block_k * dtype.itemsize * buffers
+
+
+def suits(config: Config, gemm: Gemm) -> bool:
+    """Whether a config's order suits: batch order and tiles need batches that fill them and offsets that fit."""
+    if config.loader == "gather":
+        return True
+    blocks = -(-gemm.images // config.block_m)
+    full = gemm.images >= FULL_BATCH * blocks * config.block_m > 0
+    if config.loader == "tile":
+        return full and gemm.stride_one and gemm.channels % config.block_k == 0
+    return full and gemm.window_fits and (config.block_m + 1) * gemm.image_elements < 2**31
+
+
+def offered(
+    problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee", *, dgrad: bool
+) -> list[Config]:
+    """The configs worth measuring for a problem."""
+    gemm = gemm_of(problem, dgrad)
+    return [c for c in configs(dtype, has_vectors(problem, dtype), target, precision) if suits(c, gemm)]
+
+
+def default(
+    problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee", *, dgrad: bool
+) -> Config:
+    """The offered config with the fewest estimated cycles; of equals the first."""
+    gemm = gemm_of(problem, dgrad)
+    return min(
+        offered(problem, dtype, target, precision, dgrad=dgrad),
+        key=lambda config: estimated_cycles(gemm, dtype, config, target),
+    )
+
+
+# Per unit and clock, to one digit: dense 16-bit multiply-adds, bytes from L2.
+_RATES = {"cuda:80": (1024, 40), "cuda:90": (2048, 40), "cuda:100": (4096, 40), "hip": (1024, 30)}
+_PROGRAM_CYCLES = 2000  # to fill the pipeline and store a tile
+# A barrier and what does not overlap with the MMAs; address and mask arithmetic grow in this order (counted).
+_STEP_CYCLES = {"tile": 40, "batch": 50, "gather": 70}
+
+
+def estimated_cycles(gemm: Gemm, dtype: torch.dtype, config: Config, target: Target) -> float:
+    """Clocks by tile arithmetic: waves of programs, each as long as its matrix or its L2 work.
+
+    An ordering of configs, not a prediction. Rates: A100, H100, B200 and MI300X datasheets.
+    """
+    multiply_adds, l2_bytes = _RATES[target.family]
+    size = dtype.itemsize
+    tile = config.block_m * config.block_n * config.block_k
+    matrix = tile / (multiply_adds * 2 / size)
+    traffic = (config.block_m + config.block_n) * config.block_k * size / l2_bytes
+    if config.loader == "gather":
+        rows = -(-gemm.images * gemm.pixels // config.block_m)
+        flat = gemm.phases == 1 and gemm.channels % config.block_k != 0
+        steps = gemm.taps * gemm.channels / config.block_k if flat else gemm.taps * -(-gemm.channels // config.block_k)
+    else:
+        rows = -(-gemm.images // config.block_m) * gemm.pixels
+        steps = gemm.inside * gemm.taps * -(-gemm.channels // config.block_k)
+    programs = rows * -(-gemm.columns // config.block_n) * gemm.groups * gemm.phases
+    together = max(1, min(2, target.shared_bytes // max(1, shared_bytes(config, dtype, target))))
+    waves = -(-programs // (target.units * together)) * together
+    return waves * (-(-steps // 1) * (max(matrix, traffic) + _STEP_CYCLES[config.loader] / together) + _PROGRAM_CYCLES)

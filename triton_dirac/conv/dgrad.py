@@ -1,0 +1,99 @@
+"""dgrad: the gradient of the convolution's input, with the identity's gradient in its epilogue.
+
+GEMM view: M = N*H*W rows, N = C / groups columns, K = (K / groups) * R * S; for strides above 1, one such
+problem per stride phase over the taps that reach it, without zero insertion or atomics.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from triton_dirac.conv import dgrad_configs as tuning
+from triton_dirac.conv.config import Config
+from triton_dirac.conv.direct import direct_dgrad, per_filter, prefers_direct
+from triton_dirac.conv.launch import WINDOW, plan
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime.autotune import pick
+from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.targets import target_of
+
+
+def dgrad_flops(problem: ConvProblem) -> int:
+    """2 x multiply-adds: fprop's."""
+    return problem.flops
+
+
+def dgrad_bytes(problem: ConvProblem, dtype: torch.dtype, identity: bool = False) -> int:
+    """Bytes that must move: dy and weight read, dx written, each once; ``identity`` adds alpha."""
+    elements = problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q
+    elements += problem.K * (problem.C // problem.groups) * problem.R * problem.S
+    return elements * dtype.itemsize + (4 * problem.K if identity else 0)
+
+
+def dgrad(
+    dy: Tensor,
+    w: Tensor,
+    alpha: Tensor | None,
+    problem: ConvProblem,
+    *,
+    precision: str = "ieee",
+    config: Config | None = None,
+) -> Tensor:
+    """dx = conv_transpose(dy, w) + alpha[k] * dy[n, k, where the centre tap reads], channels-last.
+
+    dy (N, K, P, Q), w (K, C / groups, R, S), alpha (K,), (1,) or None, as fprop's. Input pixels that no tap
+    reads get 0. Sums are float32; ``precision`` and ``config`` as fprop's.
+    """
+    if config is None and (prefers_direct(problem) or max(problem.R, problem.S) > WINDOW):
+        return direct_dgrad(dy, w, alpha, problem)
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    w = w.contiguous(memory_format=torch.channels_last)
+    alpha = per_filter(alpha)
+    if config is None:
+        config = pick(
+            "conv_dgrad",
+            problem,
+            dy.dtype,
+            dy.device,
+            precision,
+            offered=partial(tuning.offered, precision=precision),
+            default=partial(tuning.default, precision=precision),
+            run=lambda config: dgrad(dy, w, alpha, problem, precision=precision, config=config),
+        )
+    dx = torch.empty(problem.input_shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
+    turned = tuning.wants_turned(config, target_of(dy.device))
+    filters = turn(w, problem.groups) if turned else w
+    for launch in plan_dgrad(dy, filters, dx, alpha, problem, precision=precision, config=config, turned=turned):
+        launch.run()
+    return dx
+
+
+def turn(w: Tensor, groups: int) -> Tensor:
+    """(K, C / groups, R, S) -> (C, R, S, K / groups), taps rotated: the filters of dgrad seen as a convolution."""
+    return w.flip(2, 3).unflatten(0, (groups, -1)).permute(0, 2, 3, 4, 1).flatten(0, 1).contiguous()
+
+
+def plan_dgrad(
+    dy: Tensor,
+    w: Tensor,
+    dx: Tensor,
+    alpha: Tensor | None,
+    problem: ConvProblem,
+    *,
+    precision: str = "ieee",
+    config: Config | None = None,
+    turned: bool = False,
+) -> list[Launch]:
+    """The launches of :func:`dgrad`, for channels-last tensors of any device, "meta" included; ``w`` may be turned."""
+    config = config or tuning.default(problem, dy.dtype, target_of(dy.device), precision)
+    return plan(
+        *(dy, w, dx, None, alpha, problem),
+        dgrad=True,
+        relu=False,
+        precision=precision,
+        config=config,
+        turned=turned,
+    )

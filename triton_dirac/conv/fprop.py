@@ -1,0 +1,92 @@
+"""fprop: the convolution forward, with bias, identity term and ReLU in its epilogue.
+
+GEMM view: M = N*P*Q rows, N = K / groups columns, K = (C / groups) * R * S; see ``taps``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from triton_dirac.conv import fprop_configs as tuning
+from triton_dirac.conv.config import Config
+from triton_dirac.conv.direct import direct_fprop, per_filter, prefers_direct
+from triton_dirac.conv.launch import WINDOW, plan
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime.autotune import pick
+from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.targets import target_of
+
+
+def fprop_flops(problem: ConvProblem) -> int:
+    """2 x multiply-adds."""
+    return problem.flops
+
+
+def fprop_bytes(problem: ConvProblem, dtype: torch.dtype, identity: bool = False) -> int:
+    """Bytes that must move: input and weight read, output written, each once.
+
+    The identity's pixels are among the input's; ``identity`` adds alpha.
+    """
+    elements = problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q
+    elements += problem.K * (problem.C // problem.groups) * problem.R * problem.S
+    return elements * dtype.itemsize + (4 * problem.K if identity else 0)
+
+
+def fprop(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor | None,
+    problem: ConvProblem,
+    *,
+    relu: bool = False,
+    precision: str = "ieee",
+    config: Config | None = None,
+) -> Tensor:
+    """y = relu?(conv(x, w) + bias[k] + alpha[k] * x[n, c(k), centre]), channels-last.
+
+    x (N, C, H, W), w (K, C / groups, R, S), bias (K,) or None; alpha (K,), (1,) or None, float32 or x's
+    dtype. Filter g * K/groups + d reads channel c = g * C/groups + d at tap (R // 2, S // 2) for
+    d < min(K, C) / groups; centres outside the image count as 0. Sums are float32; ``precision`` ("ieee",
+    "tf32", "tf32x3") is how float32 operands are multiplied.
+    """
+    if config is None and (prefers_direct(problem) or max(problem.R, problem.S) > WINDOW):
+        return direct_fprop(x, w, bias, alpha, problem, relu=relu)
+    x = x.contiguous(memory_format=torch.channels_last)
+    w = w.contiguous(memory_format=torch.channels_last)
+    bias, alpha = per_filter(bias), per_filter(alpha)
+    if config is None:
+        config = pick(
+            "conv_fprop",
+            problem,
+            x.dtype,
+            x.device,
+            precision,
+            offered=partial(tuning.offered, precision=precision),
+            default=partial(tuning.default, precision=precision),
+            run=lambda config: fprop(x, w, bias, alpha, problem, relu=relu, precision=precision, config=config),
+        )
+    y = torch.empty(problem.output_shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    for launch in plan_fprop(x, w, y, bias, alpha, problem, relu=relu, precision=precision, config=config):
+        launch.run()
+    return y
+
+
+def plan_fprop(
+    x: Tensor,
+    w: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor | None,
+    problem: ConvProblem,
+    *,
+    relu: bool = False,
+    precision: str = "ieee",
+    config: Config | None = None,
+) -> list[Launch]:
+    """The launches of :func:`fprop`, for channels-last tensors of any device, "meta" included."""
+    config = config or tuning.default(problem, x.dtype, target_of(x.device), precision)
+    return plan(x, w, y, bias, alpha, problem, dgrad=False, relu=relu, precision=precision, config=config)

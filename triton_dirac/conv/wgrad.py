@@ -1,0 +1,215 @@
+"""Weight gradient of a convolution as an implicit GEMM: M = K, N = R*S*C, reduction over the N*P*Q pixels.
+
+    dw[k, r, s, c] = sum over n, p, q of dy[n, p, q, k] * x[n, p*sh - top + r*dh, q*sw - left + s*dw, c]
+
+The reduction is split in ``split_k`` parts, each of which writes its own float32 plane of a workspace; a
+second kernel adds the planes in order. No atomics: the result is bitwise the same from run to run. dw is
+written in the weight's own layout, K, R, S, C.
+
+The config's loader says in which order pixels are walked (``wgrad_kernels`` has both kernels): "batch",
+one pixel of block_k images a step, or "gather", block_k consecutive pixels a step.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import triton
+from torch import Tensor
+
+from triton_dirac.conv import wgrad_configs as tuning
+from triton_dirac.conv.config import Config
+from triton_dirac.conv.direct import direct_wgrad, prefers_direct
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.conv.wgrad_kernels import reduce_kernel, wgrad_batch_kernel, wgrad_pixel_kernel
+from triton_dirac.runtime.autotune import pick
+from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.targets import target_of
+
+INT32_LIMIT = 2**31 - 1
+REDUCE_BLOCK = 1024
+
+
+def _vector(width: int, *sizes: int) -> int:
+    """The largest power of two up to ``width`` that divides all ``sizes``."""
+    while any(size % width for size in sizes):
+        width //= 2
+    return width
+
+
+def _is_linear(problem: ConvProblem) -> bool:
+    """Whether x's address is linear in the pixel: the jumps at the ends of rows and images are zero."""
+    sh, sw = problem.stride
+    return sh * problem.W == sw * problem.Q and sh * problem.P == problem.H
+
+
+def is_padded(problem: ConvProblem) -> bool:
+    """Whether any tap of any output reads outside the image."""
+    (sh, sw), (dh, dw), (top, _, left, _) = problem.stride, problem.dilation, problem.padding
+    below = (problem.P - 1) * sh - top + (problem.R - 1) * dh >= problem.H
+    right = (problem.Q - 1) * sw - left + (problem.S - 1) * dw >= problem.W
+    return bool(top or left or below or right)
+
+
+def split_steps(problem: ConvProblem, config: Config, split_k: int) -> tuple[int, int]:
+    """(splits, most steps of one): no split is empty, and none is longer than int32 offsets hold.
+
+    Raises ValueError for ``split_k`` below 1, and for a "batch" config whose tile int32 offsets cannot span.
+    """
+    if split_k < 1:
+        raise ValueError(f"split_k must be at least 1, got {split_k}")
+    image_x, image_dy = problem.H * problem.W * problem.C, problem.P * problem.Q * problem.K
+    outputs = problem.P * problem.Q
+    if config.loader == "batch":
+        if (config.block_k + 1) * max(image_x, image_dy) > INT32_LIMIT:
+            raise ValueError(f"config {config.name}: {config.block_k} images exceed int32 offsets; use gather")
+        steps, most = -(-problem.N // config.block_k) * outputs, INT32_LIMIT
+    else:
+        steps = -(-problem.N * outputs // config.block_k)
+        # A split's rows of x start in one image and may end in one more than they fill.
+        images = INT32_LIMIT // image_x - 2
+        most = min(images * outputs, INT32_LIMIT - config.block_k) // config.block_k
+    steps = max(1, steps)
+    per_split = min(-(-steps // split_k), max(1, most))
+    return -(-steps // per_split), per_split
+
+
+def plan_wgrad(
+    dy: Tensor,
+    x: Tensor,
+    dw: Tensor,
+    workspace: Tensor | None,
+    problem: ConvProblem,
+    *,
+    precision: str = "ieee",
+    config: Config,
+    split_k: int,
+) -> list[Launch]:
+    """The launches of wgrad: one when the reduction is not split, else two.
+
+    dy: (N, K, P, Q), x: (N, C, H, W), dw: (K, C/groups, R, S), all channels-last dense. workspace: float32 of
+    ``workspace_shape``, or None where that is None.
+    """
+    K, Kg = problem.K, problem.K // problem.groups
+    C, Cg = problem.C, problem.C // problem.groups
+    columns = problem.R * problem.S * Cg
+    splits, steps = split_steps(problem, config, split_k)
+    tiles_m, tiles_n = triton.cdiv(Kg, config.block_m), triton.cdiv(columns, config.block_n)
+    width = 16 // dy.element_size()
+    vector_k, vector_c = _vector(width, K, Kg), _vector(width, C, Cg)
+    image, pixels = problem.P * problem.Q, problem.N * problem.P * problem.Q
+    # The interpreter's dot reads bfloat16's bits as integers (Triton 3.6 to 3.9).
+    interpreted = not isinstance(reduce_kernel, triton.JITFunction)
+    args = {
+        "dy": dy, "x": x, "out": dw if workspace is None else workspace,
+        "vectors_K": K // vector_k, "Kg": Kg, "vectors_C": C // vector_c, "Cg": Cg, "columns": columns,
+        "H": problem.H, "W": problem.W, "P": problem.P, "Q": problem.Q, "S": problem.S,
+        "stride_h": problem.stride[0], "stride_w": problem.stride[1],
+        "pad_top": problem.padding[0], "pad_left": problem.padding[2],
+        "dilation_h": problem.dilation[0], "dilation_w": problem.dilation[1],
+        "tiles_m": tiles_m, "tiles_n": tiles_n, "groups": problem.groups,
+    }  # fmt: skip
+    constexprs = {
+        "PADDED": is_padded(problem), "VECTOR_K": vector_k, "VECTOR_C": vector_c, "PRECISION": precision,
+        "WIDEN": interpreted and dy.dtype == torch.bfloat16,
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
+        "GROUP_M": config.group_m,
+    }  # fmt: skip
+    if config.loader == "batch":
+        kernel = wgrad_batch_kernel
+        args |= {"N": problem.N, "splits": splits}
+        constexprs |= {"ONE_TAP": Cg % config.block_n == 0, "EVEN": problem.N % config.block_k == 0}
+    else:
+        kernel = wgrad_pixel_kernel
+        args |= {
+            "pixels": pixels, "steps_per_split": steps,
+            "step_n": config.block_k // image, "step_p": config.block_k % image // problem.Q,
+            "step_q": config.block_k % problem.Q, "step_image": config.block_k % image,
+        }  # fmt: skip
+        constexprs |= {
+            "LINEAR": _is_linear(problem), "EVEN": pixels % config.block_k == 0,
+            "Q_MOVES": config.block_k % problem.Q != 0, "P_MOVES": config.block_k % image != 0,
+        }  # fmt: skip
+    main = Launch(
+        kernel=kernel,
+        grid=(tiles_m * tiles_n * problem.groups * splits,),
+        args=args,
+        constexprs=constexprs,
+        options=config.options,
+    )
+    if workspace is None:
+        return [main]
+    elements = K * columns
+    second = Launch(
+        kernel=reduce_kernel,
+        grid=(triton.cdiv(elements, REDUCE_BLOCK),),
+        args={"workspace": workspace, "dw": dw, "elements": elements, "splits": splits},
+        constexprs={"BLOCK": REDUCE_BLOCK},
+        options={"num_warps": 4, "num_stages": 4},
+    )
+    return [main, second]
+
+
+def workspace_shape(problem: ConvProblem, config: Config, split_k: int) -> tuple[int, ...] | None:
+    """(splits, K, R, S, C/groups) of the float32 workspace, None where the reduction is not split."""
+    splits, _ = split_steps(problem, config, split_k)
+    K, Cg, R, S = problem.weight_shape
+    return (splits, K, R, S, Cg) if splits > 1 else None
+
+
+def wgrad(
+    dy: Tensor,
+    x: Tensor,
+    problem: ConvProblem,
+    *,
+    dtype: torch.dtype,
+    precision: str = "ieee",
+    config: Config | None = None,
+    split_k: int | None = None,
+) -> Tensor:
+    """dw = the weight's gradient, (K, C/groups, R, S) channels_last of ``dtype``; zeros for an empty batch.
+
+    dy: (N, K, P, Q) and x: (N, C, H, W), of one dtype and any memory format (channels_last is not copied).
+    Sums are float32. precision, for float32 operands: "ieee", "tf32" or "tf32x3". The workspace of a split
+    reduction is at most ``wgrad_configs.WORKSPACE_BYTES`` unless ``split_k`` is forced higher or int32
+    offsets ask for more splits.
+    """
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
+    target = target_of(x.device)
+    if config is None and split_k is None and prefers_direct(problem):
+        return direct_wgrad(dy, x, problem, dtype=dtype)
+    if config is None:
+        config = pick(
+            "conv_wgrad",
+            problem,
+            x.dtype,
+            x.device,
+            precision,
+            offered=partial(tuning.offered, precision=precision),
+            default=partial(tuning.default, precision=precision),
+            run=lambda config: wgrad(dy, x, problem, dtype=dtype, precision=precision, config=config),
+        )
+    if split_k is None:
+        split_k = tuning.split_k(problem, config, target)
+    dw = torch.empty(problem.weight_shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
+    shape = workspace_shape(problem, config, split_k)
+    workspace = None if shape is None else torch.empty(shape, dtype=torch.float32, device=x.device)
+    launches = plan_wgrad(dy, x, dw, workspace, problem, precision=precision, config=config, split_k=split_k)
+    for launch in launches:
+        launch.run()
+    return dw
+
+
+def wgrad_flops(problem: ConvProblem) -> int:
+    """2 x multiply-adds, taps outside the image counted."""
+    return problem.flops
+
+
+def wgrad_bytes(problem: ConvProblem, dtype: torch.dtype, split_k: int = 1) -> int:
+    """Least traffic to memory: dy and x read and dw written once, the workspace written and read once."""
+    images = problem.N * (problem.P * problem.Q * problem.K + problem.H * problem.W * problem.C)
+    weights = problem.K * (problem.C // problem.groups) * problem.R * problem.S
+    workspace = 2 * 4 * weights * split_k if split_k > 1 else 0
+    return (images + weights) * dtype.itemsize + workspace

@@ -1,0 +1,167 @@
+"""Tiles and split factors of the weight gradient: M = K / groups, N = R*S*C / groups, reduction over N*P*Q.
+
+``configs`` lists at most 24 per dtype and target family, each compiled for its targets without spills and within their
+shared memory (``python -m bench.compile --configs``). ``offered`` are those that suit a problem, ``default`` the one
+that the tile arithmetic of ``estimated_cycles`` likes best, ``split_k`` the number of parts of its reduction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from triton_dirac.conv.config import Config
+from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime.targets import Target
+
+WORKSPACE_BYTES = 64 * 2**20  # float32 planes of a split reduction, at most
+STEPS_PER_SPLIT = 8  # fewer would not fill the pipeline before the tile is stored
+FULL_BATCH = 0.9  # share of a batch-order tile's images that must exist
+
+_HALF = (
+    Config(128, 128, 64, 8, 3, "batch", reason="wide layers: most reuse, two warps a scheduler hide latency"),
+    Config(128, 128, 64, 4, 3, "batch", reason="wide layers: 64x64 a warp, fewest instructions per MMA"),
+    Config(128, 64, 64, 4, 4, "batch", reason="C divides by 64, not 128: no mask; two programs a unit"),
+    Config(64, 128, 64, 4, 4, "batch", reason="64 filters, or K = 64 mod 128"),
+    Config(64, 64, 64, 4, 2, "batch", reason="small layers; a third stage spills on sm_80 (Triton 3.9)"),
+    Config(64, 32, 64, 4, 4, "batch", reason="32 channels, or C = 32 mod 64: no mask"),
+    Config(128, 128, 32, 4, 4, "batch", reason="batches of 32, and half the shared memory"),
+    Config(64, 64, 32, 4, 4, "batch", reason="batches of 32 on small layers"),
+    Config(128, 64, 64, 4, 4, "gather", reason="wide layers of a small batch"),
+    Config(64, 64, 64, 4, 4, "gather", reason="narrow layers of a small batch"),
+    Config(64, 64, 32, 4, 4, "gather", reason="few pixels"),
+    Config(64, 32, 64, 8, 4, "gather", reason="few columns: 1x1 windows, stems with 4 or 8 channels"),
+)
+_WGMMA = (
+    Config(128, 256, 64, 8, 3, "batch", reason="a quarter less traffic than 128x128; 256x128 spills"),
+    Config(64, 64, 64, 4, 4, "batch", reason="small layers, deeper pipeline"),
+)
+_FLOAT = (
+    Config(128, 128, 32, 8, 3, "batch", reason="wide layers"),
+    Config(128, 64, 32, 4, 4, "batch", reason="C divides by 64, not 128: no mask; two programs a unit"),
+    Config(64, 64, 32, 4, 3, "batch", reason="small layers"),
+    Config(128, 64, 16, 8, 4, "gather", reason="wide layers of a small batch"),
+    Config(64, 64, 16, 4, 4, "gather", reason="narrow layers of a small batch"),
+)
+# Channels that do not divide into 16-byte loads cost a register and a predicate an element: small tiles.
+_ODD = (
+    Config(64, 32, 64, 4, 3, "gather", reason="stems: the 27 columns of 3 channels and 3x3 fit in 32"),
+    Config(64, 32, 32, 4, 3, "gather", reason="odd channels, fewer registers"),
+    Config(32, 32, 32, 4, 3, "gather", reason="up to 32 filters, few pixels"),
+)
+
+
+def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = "ieee") -> list[Config]:
+    """All configs of a dtype on a target; ``vectors``: channels divide into 16-byte loads.
+
+    "tf32x3" keeps each operand in two parts: only the smaller tiles have the registers for it.
+    """
+    chosen: tuple[Config, ...]
+    if not vectors:
+        most = 64 * 64 if dtype.itemsize == 2 else 32 * 32
+        chosen = tuple(config for config in _ODD if config.block_m * config.block_k <= most)
+    elif precision == "tf32x3":
+        chosen = tuple(config for config in _FLOAT if config.block_m <= 64)
+    elif dtype.itemsize == 4:
+        chosen = _FLOAT
+    else:
+        chosen = _HALF + (_WGMMA if target.family in ("cuda:90", "cuda:100") else ())
+    if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
+        chosen = tuple(replace(config, num_stages=2) for config in chosen)
+    else:  # shared memory bounds the blocks before registers do
+        chosen = tuple(replace(config, all_registers=True) for config in chosen)
+    return [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
+
+
+def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
+    """Shared memory of the pipeline's buffers: one a stage for wgmma and tcgen05, else one fewer."""
+    buffers = config.num_stages - (target.family not in ("cuda:90", "cuda:100"))
+    return (config.block_m + config.block_n) * config.block_k * dtype.itemsize * buffers
+
+
+def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
+    """Whether a tap's channels divide into 16-byte loads, in the group and in the image."""
+    width = 16 // dtype.itemsize
+    return problem.C % width == 0 and (problem.C // problem.groups) % width == 0
+
+
+def fits_batch(problem: ConvProblem, block_k: int) -> bool:
+    """Whether the batch nearly fills tiles of block_k images, and int32 offsets span them."""
+    blocks = -(-problem.N // block_k)
+    image = max(problem.H * problem.W * problem.C, problem.P * problem.Q * problem.K)
+    return problem.N >= FULL_BATCH * blocks * block_k > 0 and (block_k + 1) * image < 2**31
+
+
+def offered(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> list[Config]:
+    """The configs worth measuring: batch order where the batch fills its tiles, else pixel order."""
+    suited = configs(dtype, has_vectors(problem, dtype), target, precision)
+    batch = [c for c in suited if c.loader == "batch" and fits_batch(problem, c.block_k)]
+    return batch or [c for c in suited if c.loader == "gather"]
+
+
+def default(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> Config:
+    """The offered config with the fewest estimated cycles."""
+    return min(
+        offered(problem, dtype, target, precision),
+        key=lambda config: estimated_cycles(problem, dtype, config, split_k(problem, config, target), target),
+    )
+
+
+def split_k(problem: ConvProblem, config: Config, target: Target) -> int:
+    """The number of parts with the fewest estimated cycles, of those that fill the units 1, 2, ... 8 times.
+
+    The workspace stays within WORKSPACE_BYTES and a part has STEPS_PER_SPLIT steps at least, so problems with
+    many tiles or few pixels are not split.
+    """
+    columns = problem.R * problem.S * (problem.C // problem.groups)
+    bound = min(_steps(problem, config) // STEPS_PER_SPLIT, WORKSPACE_BYTES // (4 * problem.K * columns))
+    candidates = {max(1, min(waves * target.units // _tiles(problem, config), bound)) for waves in range(1, 9)}
+    # A float16 estimate: the order of splits does not depend on the dtype.
+    return min(
+        sorted(candidates | {1}),
+        key=lambda splits: estimated_cycles(problem, torch.float16, config, splits, target),
+    )
+
+
+def _tiles(problem: ConvProblem, config: Config) -> int:
+    columns = problem.R * problem.S * (problem.C // problem.groups)
+    return -(-problem.K // problem.groups // config.block_m) * -(-columns // config.block_n) * problem.groups
+
+
+def _steps(problem: ConvProblem, config: Config) -> int:
+    """Steps of the whole reduction, tile rows of images or pixels that do not exist included."""
+    if config.loader == "batch":
+        return -(-problem.N // config.block_k) * problem.P * problem.Q
+    return -(-problem.N * problem.P * problem.Q // config.block_k)
+
+
+# Per unit and clock, to one digit: dense 16-bit multiply-adds, bytes from L2, bytes from memory.
+_RATES = {"cuda:80": (1024, 40, 10), "cuda:90": (2048, 40, 14), "cuda:100": (4096, 40, 30), "hip": (1024, 30, 8)}
+_PROGRAM_CYCLES = 2000  # to fill the pipeline and store a tile
+_STEP_CYCLES = 50  # a barrier and what does not overlap with the MMAs
+
+
+def estimated_cycles(problem: ConvProblem, dtype: torch.dtype, config: Config, splits: int, target: Target) -> float:
+    """Clocks by tile arithmetic: waves of programs, each as long as its matrix or its L2 work, and the workspace.
+
+    An ordering of configs, not a prediction. Rates: A100, H100, B200 and MI300X datasheets.
+    """
+    multiply_adds, l2_bytes, memory_bytes = _RATES[target.family]
+    itemsize = dtype.itemsize
+    matrix = config.block_m * config.block_n * config.block_k / (multiply_adds * 2 / itemsize)
+    if config.loader == "batch" and problem.C // problem.groups % config.block_n == 0:
+        matrix *= _inside(problem.P, problem.R, problem.H, problem.stride[0], problem.padding[0], problem.dilation[0])
+        matrix *= _inside(problem.Q, problem.S, problem.W, problem.stride[1], problem.padding[2], problem.dilation[1])
+    traffic = (config.block_m + config.block_n) * config.block_k * itemsize / l2_bytes
+    waves = -(-_tiles(problem, config) * splits // target.units)
+    steps = -(-_steps(problem, config) // splits)
+    columns = problem.R * problem.S * (problem.C // problem.groups)
+    workspace = 0 if splits == 1 else 2 * 4 * problem.K * columns * splits / (memory_bytes * target.units)
+    return waves * (steps * (max(matrix, traffic) + _STEP_CYCLES) + _PROGRAM_CYCLES) + workspace
+
+
+def _inside(outputs: int, window: int, size: int, stride: int, pad: int, dilation: int) -> float:
+    """Share of (output, tap) pairs that read inside the image, along one dimension."""
+    reads = (o * stride - pad + tap * dilation for o in range(outputs) for tap in range(window))
+    return sum(0 <= at < size for at in reads) / (outputs * window)

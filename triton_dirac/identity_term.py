@@ -1,0 +1,23 @@
+"""Where the identity lies: in a filter bank, and among per-filter factors."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def diagonal(weight: Tensor, groups: int) -> Tensor:
+    """View of the entries that the identity touches: (groups, min(K, C) / groups), the window's centre tap."""
+    filters, _, *window = weight.shape
+    centre = weight.unflatten(0, (groups, filters // groups))
+    for size in window:
+        centre = centre.select(3, size // 2)
+    return centre.diagonal(dim1=1, dim2=2)
+
+
+def identity_rows(per_filter: Tensor, filters: int, channels: int, groups: int) -> Tensor:
+    """alpha, (K,) or (1,), as (groups, min(K, C) / groups): the entries that have an identity term.
+
+    ``channels`` is C / groups, as in the weight's shape.
+    """
+    per_group = filters // groups
+    return per_filter.expand(filters).unflatten(0, (groups, per_group))[:, : min(per_group, channels)]

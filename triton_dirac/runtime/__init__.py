@@ -1,0 +1,1 @@
+"""What every room's kernels share: launching, replaying, operator registration, autotuning, GPU targets."""

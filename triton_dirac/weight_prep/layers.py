@@ -1,0 +1,139 @@
+"""What a launch over many layers needs before any address is known: tiles, kinds, places in flat outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from triton_dirac.weight_prep.single import Filters, RowTile, norm_dtype
+
+ALIGNMENT = 128  # bytes, of every layer's place in a flat output
+
+TRITON_DTYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """All of one layer but its addresses. ``other``: the prepared weight, in the backward its gradient."""
+
+    shape: tuple[int, ...]
+    groups: int
+    weight: torch.dtype
+    alpha: torch.dtype
+    beta: torch.dtype
+    other: torch.dtype
+    alpha_shared: bool
+    beta_shared: bool
+    weight_last: bool
+    other_last: bool
+    aligned: bool  # weight (and gradient) start at multiples of 16 bytes
+
+    @property
+    def norm(self) -> torch.dtype:
+        return norm_dtype(self.weight)
+
+    @property
+    def dalpha(self) -> torch.dtype:
+        """Of the gradients per filter: alpha's dtype, norm's where they have yet to be summed."""
+        return self.norm if self.alpha_shared else self.alpha
+
+    @property
+    def dbeta(self) -> torch.dtype:
+        return self.norm if self.beta_shared else self.beta
+
+    @property
+    def filters(self) -> Filters:
+        return Filters.of(self.shape, self.groups)
+
+
+class _Place(NamedTuple):
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int  # in elements
+
+
+class Flat:
+    """Places of tensors in one allocation; ``place`` while planning, ``views`` to make them."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._places: list[_Place] = []
+
+    def place(self, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False) -> int:
+        """The byte offset of the next tensor."""
+        offset = self.bytes
+        order = (0, *range(2, len(shape)), 1) if channels_last else tuple(range(len(shape)))
+        strides, step = [0] * len(shape), 1
+        for dim in reversed(order):
+            strides[dim] = step
+            step *= shape[dim]
+        self._places.append(_Place(dtype, shape, tuple(strides), offset // dtype.itemsize))
+        self.bytes += triton.cdiv(step * dtype.itemsize, ALIGNMENT) * ALIGNMENT
+        return offset
+
+    def empty(self, device: torch.device) -> Tensor:
+        """The allocation, as bytes."""
+        return torch.empty(self.bytes, dtype=torch.uint8, device=device)
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """The tensors, in the order in which they were placed."""
+        typed = {dtype: flat.view(dtype) for dtype in {place.dtype for place in self._places}}
+        return [typed[p.dtype].as_strided(p.shape, p.strides, p.offset) for p in self._places]
+
+
+class LayersPlan:
+    """What a launch over given layers needs and no address decides: kinds, tiles, places of the outputs."""
+
+    def __init__(self, specs: tuple[LayerSpec, ...], backward: bool) -> None:
+        self.specs = specs
+        self.out, self.norms, self.rows = Flat(), Flat(), Flat()
+        self.tiles: list[int] = []
+        self._sizes: list[tuple[int, ...]] = []
+        kinds: dict[Any, int] = {}
+        for layer, spec in enumerate(specs):
+            filters, count = spec.filters, (spec.shape[0],)
+            tile = RowTile.of(filters.length, spec.weight.itemsize)
+            kind = kinds.setdefault(_kind(spec, tile, backward), len(kinds))
+            first_rows = range(0, filters.filters, tile.rows)
+            self.tiles += [layer | kind << 16 | first << 32 for first in first_rows]
+            if backward:
+                out = self.out.place(spec.shape, spec.weight, spec.weight_last)
+                drows = self.rows.place(count, spec.dalpha) | self.rows.place(count, spec.dbeta) << 32
+            else:
+                out, drows = self.out.place(spec.shape, spec.other, spec.other_last), 0
+            norm = self.norms.place(count, spec.norm)
+            sizes = filters.filters | filters.channels << 32, filters.taps | filters.centre << 32
+            self._sizes.append((out, norm | filters.per_group << 32, drows, *sizes))
+        self.kinds = tuple(kinds)
+
+    def words(self, addresses: Sequence[tuple[int, int, int]]) -> list[int]:
+        """The table for (weight, alpha or gradient, beta) addresses of the layers."""
+        pairs = zip(addresses, self._sizes, strict=True)
+        return [word for address, sizes in pairs for word in (*address, *sizes)]
+
+
+def _kind(spec: LayerSpec, tile: RowTile, backward: bool) -> tuple[Any, ...]:
+    """The constants of one branch of the kernels, as they index them: 6 types, 5 flags, 4 of the tile.
+
+    Flat, because Triton's tuples of constants do not nest any deeper.
+    """
+    alpha = spec.dalpha if backward else spec.alpha
+    types = (spec.weight, alpha, spec.beta, spec.other, spec.norm, spec.dbeta)
+    steps = int(not spec.alpha_shared), int(not spec.beta_shared)
+    return (
+        *(TRITON_DTYPES[t] for t in types),
+        spec.aligned, *steps, spec.weight_last, spec.other_last,
+        *tile.constexprs.values(),
+    )  # fmt: skip

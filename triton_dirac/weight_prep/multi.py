@@ -1,0 +1,264 @@
+"""Weight preparation of all layers of a network in one launch; formulas and one layer: single.py.
+
+A program takes a tile of about as many elements whatever the layer, as many rows as fit, so rows of very
+different lengths are balanced. It finds its work in two small tables:
+
+    tiles  (programs,)          layer | kind << 16 | first row << 32
+    table  (layers, WORDS)      addresses, byte offsets into the flat outputs, sizes
+
+``kind`` is what has to be known when compiling (dtypes, layouts, tile shape); every kind is one branch of
+the kernel. Addresses are read inside the branch: a hint on alignment then holds for that branch only.
+Outputs are views of one flat allocation, so only parameter (and gradient) addresses are in the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from triton_dirac.runtime.launch import Launch
+from triton_dirac.weight_prep.address_tables import DescriptorTables
+from triton_dirac.weight_prep.layers import LayerSpec, LayersPlan
+from triton_dirac.weight_prep.rows import backward_rows, prepare_rows
+from triton_dirac.weight_prep.single import OPTIONS, dense, is_channels_last, shared_sum
+
+WORDS = tl.constexpr(8)
+
+Layer = tuple[Tensor, Tensor, Tensor]
+
+
+@triton.jit
+def low(word):
+    return word.to(tl.int32)
+
+
+@triton.jit
+def high(word):
+    return (word >> 32).to(tl.int32)
+
+
+@triton.jit
+def pointer(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """An address (an integer or a byte pointer) as a pointer to DTYPE, ALIGNED to 16 bytes or not."""
+    typed = address.to(tl.pointer_type(DTYPE))
+    if ALIGNED:
+        typed = tl.multiple_of(typed, 16)
+    return typed
+
+
+@triton.jit
+def weight_prep_multi_kernel(
+    table_ptr, tiles_ptr, out_ptr, norm_ptr,
+    EPS: tl.constexpr, IDENTITY: tl.constexpr, KINDS: tl.constexpr,
+):  # fmt: skip
+    """Program i prepares the tile tiles[i]; out and norm are flat byte buffers. KINDS: see ``_kind``."""
+    tile = tl.load(tiles_ptr + tl.program_id(0))
+    row_ptr = table_ptr + (tile & 0xFFFF) * WORDS
+    for index in tl.static_range(len(KINDS)):
+        if (low(tile) >> 16) == index:
+            _prepare_tile(row_ptr, high(tile), out_ptr, norm_ptr, EPS, IDENTITY, KINDS, index)
+
+
+@triton.jit
+def _prepare_tile(
+    row_ptr, first_row, out_ptr, norm_ptr,
+    EPS: tl.constexpr, IDENTITY: tl.constexpr, KINDS: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    KIND: tl.constexpr = KINDS[INDEX]
+    norm_group, sizes, window = tl.load(row_ptr + 4), tl.load(row_ptr + 6), tl.load(row_ptr + 7)
+    prepare_rows(
+        pointer(tl.load(row_ptr), KIND[0], KIND[6]),
+        pointer(tl.load(row_ptr + 1), KIND[1], False),
+        pointer(tl.load(row_ptr + 2), KIND[2], False),
+        pointer(out_ptr + tl.load(row_ptr + 3), KIND[3], True),
+        pointer(norm_ptr + low(norm_group), KIND[4], False),
+        first_row, low(sizes), high(sizes), low(window), high(window), high(norm_group),
+        EPS, IDENTITY, KIND[7], KIND[8], KIND[9], KIND[10],
+        KIND[11], KIND[12], KIND[13], KIND[14],
+    )  # fmt: skip
+
+
+@triton.jit
+def weight_prep_multi_backward_kernel(
+    table_ptr, tiles_ptr, norm_ptr, dweight_ptr, drows_ptr,
+    EPS: tl.constexpr, IDENTITY: tl.constexpr, KINDS: tl.constexpr,
+):  # fmt: skip
+    """Program i takes the tile tiles[i]; norm, dweight and drows (dalpha, dbeta) are flat byte buffers."""
+    tile = tl.load(tiles_ptr + tl.program_id(0))
+    row_ptr = table_ptr + (tile & 0xFFFF) * WORDS
+    for index in tl.static_range(len(KINDS)):
+        if (low(tile) >> 16) == index:
+            _backward_tile(row_ptr, high(tile), norm_ptr, dweight_ptr, drows_ptr, EPS, IDENTITY, KINDS, index)
+
+
+@triton.jit
+def _backward_tile(
+    row_ptr, first_row, norm_ptr, dweight_ptr, drows_ptr,
+    EPS: tl.constexpr, IDENTITY: tl.constexpr, KINDS: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    KIND: tl.constexpr = KINDS[INDEX]
+    norm_group, rows = tl.load(row_ptr + 4), tl.load(row_ptr + 5)
+    sizes, window = tl.load(row_ptr + 6), tl.load(row_ptr + 7)
+    backward_rows(
+        pointer(tl.load(row_ptr + 1), KIND[3], KIND[6]),
+        pointer(tl.load(row_ptr), KIND[0], KIND[6]),
+        pointer(tl.load(row_ptr + 2), KIND[2], False),
+        pointer(norm_ptr + low(norm_group), KIND[4], False),
+        pointer(dweight_ptr + tl.load(row_ptr + 3), KIND[0], True),
+        pointer(drows_ptr + low(rows), KIND[1], False),
+        pointer(drows_ptr + high(rows), KIND[5], False),
+        first_row, low(sizes), high(sizes), low(window), high(window), high(norm_group),
+        EPS, IDENTITY, KIND[8], KIND[9], KIND[10],
+        KIND[11], KIND[12], KIND[13], KIND[14],
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _plan(specs: tuple[tuple[Any, ...], ...], backward: bool) -> LayersPlan:
+    return LayersPlan(tuple(LayerSpec(*spec) for spec in specs), backward)
+
+
+_SHARED_TABLES = DescriptorTables()
+
+
+def _prepared(
+    layers: list[Layer],
+    others: Sequence[tuple[torch.dtype, bool, int]],
+    groups: int | Sequence[int],
+    backward: bool,
+    tables: DescriptorTables,
+) -> tuple[LayersPlan, Tensor, Tensor]:
+    """The layers' plan, table and tiles; others: (dtype, channels-last, address) of each out or gradient."""
+    each = [groups] * len(layers) if isinstance(groups, int) else groups
+    specs, addresses = [], []
+    for (weight, alpha, beta), (dtype, last, address), group in zip(layers, others, each, strict=True):
+        weight_address, alpha_address = weight.data_ptr(), alpha.data_ptr()
+        shared = alpha.numel() == 1, beta.numel() == 1
+        aligned = (weight_address | address) % 16 == 0
+        dtypes = weight.dtype, alpha.dtype, beta.dtype, dtype
+        specs.append((tuple(weight.shape), group, *dtypes, *shared, is_channels_last(weight), last, aligned))
+        addresses.append((weight_address, address if backward else alpha_address, beta.data_ptr()))
+    plan, device = _plan(tuple(specs), backward), layers[0][0].device
+    # The plan itself is in the keys, by identity: it lives as long as they do, and its content is the specs.
+    table = tables.get((plan, device, tuple(addresses)), device, lambda: plan.words(addresses))
+    return plan, table, tables.get((plan, device), device, lambda: plan.tiles)
+
+
+def plan_weight_prep_multi(
+    layers: Sequence[Layer],
+    *,
+    eps: float = 1e-12,
+    identity: bool = True,
+    dtype: torch.dtype | None = None,
+    channels_last: bool | None = False,
+    groups: int | Sequence[int] = 1,
+    tables: DescriptorTables = _SHARED_TABLES,
+) -> tuple[list[Launch], list[Tensor], Tensor]:
+    """(launches, outs, norms) of ``weight_prep_multi`` for dense layers; outs and norms are allocated, not
+    filled. Also takes meta tensors."""
+    layers = list(layers)
+    if not layers:
+        return [], [], torch.empty(0, dtype=torch.uint8)
+    device = layers[0][0].device
+    lasts = [is_channels_last(w) if channels_last is None else channels_last for w, _, _ in layers]
+    others = [(dtype or w.dtype, last and _two_layouts(w), 0) for (w, _, _), last in zip(layers, lasts, strict=True)]
+    plan, table, tiles = _prepared(layers, others, groups, False, tables)
+    out, norms = plan.out.empty(device), plan.norms.empty(device)
+    args = {"table_ptr": table, "tiles_ptr": tiles, "out_ptr": out, "norm_ptr": norms}
+    constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": plan.kinds}
+    launch = Launch(weight_prep_multi_kernel, (len(plan.tiles),), args, constexprs, OPTIONS)
+    return [launch], plan.out.views(out), norms
+
+
+def plan_weight_prep_multi_backward(
+    grads: Sequence[Tensor],
+    layers: Sequence[Layer],
+    norms: Tensor,
+    *,
+    eps: float = 1e-12,
+    identity: bool = True,
+    groups: int | Sequence[int] = 1,
+    tables: DescriptorTables = _SHARED_TABLES,
+) -> tuple[list[Launch], list[Tensor], list[Tensor]]:
+    """(launches, dweights, drows) for dense grads and layers; drows: dalpha, dbeta of each layer in turn, one
+    element per filter. Allocated, not filled."""
+    layers = list(layers)
+    if not layers:
+        return [], [], []
+    others = [(g.dtype, is_channels_last(g), g.data_ptr()) for g in grads]
+    plan, table, tiles = _prepared(layers, others, groups, True, tables)
+    dweight, drows = plan.out.empty(norms.device), plan.rows.empty(norms.device)
+    args = {"table_ptr": table, "tiles_ptr": tiles, "norm_ptr": norms}
+    args |= {"dweight_ptr": dweight, "drows_ptr": drows}
+    constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": plan.kinds}
+    launch = Launch(weight_prep_multi_backward_kernel, (len(plan.tiles),), args, constexprs, OPTIONS)
+    return [launch], plan.out.views(dweight), plan.rows.views(drows)
+
+
+def weight_prep_multi(
+    layers: Sequence[Layer],
+    *,
+    eps: float = 1e-12,
+    identity: bool = True,
+    dtype: torch.dtype | None = None,
+    channels_last: bool | None = False,
+    groups: int | Sequence[int] = 1,
+    tables: DescriptorTables = _SHARED_TABLES,
+) -> tuple[list[Tensor], Tensor]:
+    """(outs, norms) of ``weight_prep`` for all layers (weight, alpha, beta) in one launch, on one device.
+
+    Shapes, window dimensions and dtypes may be mixed; ``groups`` is one number or one for each layer, and
+    ``channels_last`` None keeps each weight's layout. outs
+    are views of one allocation. norms: bytes, for ``weight_prep_multi_backward`` only.
+    """
+    launches, outs, norms = plan_weight_prep_multi(
+        [_dense_layer(layer) for layer in layers],
+        eps=eps, identity=identity, dtype=dtype, channels_last=channels_last, groups=groups, tables=tables,
+    )  # fmt: skip
+    for launch in launches:
+        launch.run()
+    return outs, norms
+
+
+def weight_prep_multi_backward(
+    grads: Sequence[Tensor],
+    layers: Sequence[Layer],
+    norms: Tensor,
+    *,
+    eps: float = 1e-12,
+    identity: bool = True,
+    groups: int | Sequence[int] = 1,
+    tables: DescriptorTables = _SHARED_TABLES,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """[(dweight, dalpha, dbeta)] of ``weight_prep_backward`` for all layers in one launch.
+
+    All are views of two allocations, but for gradients of shape (1,), which cost a sum each.
+    """
+    layers = [_dense_layer(layer) for layer in layers]
+    grads = [dense(grad) for grad in grads]
+    launches, dweights, drows = plan_weight_prep_multi_backward(
+        grads, layers, norms, eps=eps, identity=identity, groups=groups, tables=tables
+    )
+    for launch in launches:
+        launch.run()
+    parts = zip(dweights, drows[::2], drows[1::2], layers, strict=True)
+    return [
+        (dweight, shared_sum(dalpha, alpha), shared_sum(dbeta, beta))
+        for dweight, dalpha, dbeta, (_, alpha, beta) in parts
+    ]
+
+
+def _dense_layer(layer: Layer) -> Layer:
+    weight, alpha, beta = layer
+    return dense(weight), alpha.contiguous(), beta.contiguous()
+
+
+def _two_layouts(weight: Tensor) -> bool:
+    """Whether OIHW and OHWI differ for this shape."""
+    return weight.shape[1] > 1 and weight.shape[2:].numel() > 1
