@@ -1,4 +1,4 @@
-"""Kernels that go wrong in known ways, for test_bench_compile.py; compiled in worker processes."""
+"""Kernels that go wrong in known ways, for test_compile.py; compiled in worker processes."""
 
 from __future__ import annotations
 

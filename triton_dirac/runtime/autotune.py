@@ -72,7 +72,7 @@ def pick(
 ) -> Config:
     """The config for one kernel and problem.
 
-    ``offered`` and ``default`` are the kernel's tuning module's; ``run(config)`` executes the kernel once into
+    ``offered`` and ``default`` are the kernel's config table's; ``run(config)`` executes the kernel once into
     outputs of its own. ``bench(call) -> milliseconds`` replaces Triton's benchmarker (cold L2, median).
     """
     if config is not None:
