@@ -6,23 +6,18 @@ every round, so that drifting clocks and neighbours meet all of them alike.
 
 from __future__ import annotations
 
-import gc
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-
-Call = Callable[[], Any]
+from triton_dirac.runtime.device_time import Call, Device, device_seconds, host_seconds, no_collection, turns
+from triton_dirac.runtime.device_time import Gpu as Gpu  # what device_samples is given
 
 SHORTEST_SAMPLE = 3e-4  # seconds of wall clock: 1000 times what reading the clock costs
-FLUSH_BYTES = 256 * 2**20  # at least; several times the largest L2 (RTX 5090: 96 MiB)
-LONGEST_BACKLOG = 512  # flushes in the queue; the driver blocks the host at about 1000 launches
 
 
 @dataclass(frozen=True)
@@ -63,26 +58,6 @@ def rounds_for(budget: float, one_round: float, least: int, most: int) -> int:
     return max(least, min(most, int(budget / max(one_round, 1e-9))))
 
 
-def turns(names: Iterable[str], rounds: int) -> Iterator[str]:
-    """All names, ``rounds`` times, each round starting one place further on."""
-    order = list(names)
-    for number in range(rounds):
-        start = number % len(order)
-        yield from order[start:] + order[:start]
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """The garbage collector's pauses belong to no contender."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def wall_samples(
     calls: Mapping[str, Call],
     clock: Callable[[], float] = time.perf_counter,
@@ -98,7 +73,7 @@ def wall_samples(
             call()
         return clock() - start
 
-    with _no_collection():
+    with no_collection():
         estimates = {name: min(elapsed(call, 1) for _ in range(2)) for name, call in calls.items()}
         repeats = {
             name: max(1, math.ceil(SHORTEST_SAMPLE / max(estimate, 1e-9))) for name, estimate in estimates.items()
@@ -108,39 +83,6 @@ def wall_samples(
         for name in turns(calls, rounds_for(budget, one_round, least, most)):
             seconds[name].append(elapsed(calls[name], repeats[name]) / repeats[name])
     return {name: Samples(seconds[name], repeats[name]) for name in calls}
-
-
-class Event(Protocol):
-    """What is used of ``torch.cuda.Event``."""
-
-    def record(self) -> None: ...
-    def query(self) -> bool: ...
-    def elapsed_time(self, end_event: Any) -> float: ...
-
-
-class Device(Protocol):
-    """What the sampler needs of a GPU."""
-
-    def event(self) -> Event: ...
-    def flush(self) -> None: ...
-    def synchronize(self) -> None: ...
-
-
-class Gpu:
-    """The current GPU. ``flush`` queues a write of a buffer several times as large as the L2."""
-
-    def __init__(self) -> None:
-        l2_bytes = torch.cuda.get_device_properties().L2_cache_size
-        self._buffer = torch.empty(max(FLUSH_BYTES, 4 * l2_bytes), dtype=torch.int8, device="cuda")
-
-    def event(self) -> Event:
-        return torch.cuda.Event(enable_timing=True)
-
-    def flush(self) -> None:
-        self._buffer.zero_()
-
-    def synchronize(self) -> None:
-        torch.cuda.synchronize()
 
 
 def device_samples(
@@ -153,46 +95,17 @@ def device_samples(
 ) -> dict[str, Samples]:
     """Device-time samples of each call with a cold L2, and the host time per call beside them.
 
-    Before each sample several flushes are queued: they evict the L2, and while the device is busy with them
-    the host queues the whole call, so that no gap between its kernels is the host's. Whether that succeeded
-    is checked sample by sample, and what failed is measured again behind a longer queue.
+    How a sample is taken: see ``triton_dirac.runtime.device_time``.
     """
-    with _no_collection():
-        flush_seconds = min(_device_seconds(device, device.flush, 2)[0] for _ in range(3))
-        host, backlog, estimate = {}, {}, {}
+    with no_collection():
+        flush = min(device_seconds(device, device.flush, 0.0)[0] for _ in range(3))
+        host, lead, estimate = {}, {}, {}
         for name, call in calls.items():
-            host[name] = statistics.median(_host_seconds(device, call, clock) for _ in range(5))
-            wanted = 1 + math.ceil(2 * host[name] / max(flush_seconds, 1e-9))
-            estimate[name], backlog[name] = _device_seconds(device, call, min(wanted, LONGEST_BACKLOG))
-        one_round = sum(estimate[name] + backlog[name] * flush_seconds for name in calls)
+            host[name] = statistics.median(host_seconds(device, call, clock) for _ in range(5))
+            estimate[name], lead[name] = device_seconds(device, call, 2 * host[name])
+        one_round = sum(estimate[name] + lead[name] + flush for name in calls)
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for name in turns(calls, rounds_for(budget, one_round, least, most)):
-            sample, backlog[name] = _device_seconds(device, calls[name], backlog[name])
+            sample, lead[name] = device_seconds(device, calls[name], lead[name])
             seconds[name].append(sample)
     return {name: Samples(seconds[name], 1, host[name] * 1e6) for name in calls}
-
-
-def _host_seconds(device: Device, call: Call, clock: Callable[[], float]) -> float:
-    """How long the host is busy with one call, the device being idle."""
-    device.synchronize()
-    start = clock()
-    call()
-    return clock() - start
-
-
-def _device_seconds(device: Device, call: Call, backlog: int) -> tuple[float, int]:
-    """(seconds on the device, the number of flushes that were enough of a queue)."""
-    while True:
-        start, end = device.event(), device.event()
-        for _ in range(backlog):
-            device.flush()
-        start.record()
-        call()
-        end.record()
-        host_was_ahead = not start.query()  # the device has not reached the call: all of it is queued
-        device.synchronize()
-        if host_was_ahead:
-            return start.elapsed_time(end) * 1e-3, backlog
-        if backlog >= LONGEST_BACKLOG:
-            raise RuntimeError("the call waits for the device, so device events cannot time it")
-        backlog = min(2 * backlog, LONGEST_BACKLOG)

@@ -41,6 +41,9 @@ class FakeGpu:
         self.queue(self.FLUSH)
         self.cold = True
 
+    def idle(self, seconds):
+        self.queue(seconds)
+
     def synchronize(self):
         self.clock.now = max(self.clock.now, self.free_at)
 
@@ -157,3 +160,27 @@ def test_record_makes_pytest_benchmark_keep_exactly_the_samples():
     fixture = Fixture()
     record(fixture, Samples([3e-6, 2.00000000049e-3]))
     assert fixture.data == [3e-6, 2e-3]
+
+
+def test_a_call_of_many_launches_fits_into_the_queue():
+    """The driver's queue holds about 1,024: a lead of hundreds of flushes left no room for a net's 900 launches."""
+    clock = Clock()
+    gpu = FakeGpu(clock)
+    entries = []
+
+    def queue(seconds, plain=gpu.queue):
+        entries.append(seconds)
+        plain(seconds)
+
+    gpu.queue = queue
+
+    def call():
+        for _ in range(900):
+            gpu.kernel(20e-6, 2e-6)()
+
+    samples = device_samples({"net": call}, gpu, clock, least=1, most=1)
+    assert len(samples["net"].seconds) == 1
+    before = len(entries)
+    device_samples({"net": call}, gpu, clock, least=1, most=1)
+    calls_made, around = 5 + 1 + 1, 4  # a flush, an idling, two events
+    assert len(entries) - before <= calls_made * 900 + (calls_made - 5) * around + 3 * (around + 1)
