@@ -20,15 +20,17 @@ from triton_dirac.conv import dgrad_configs as dgrad_tuning
 from triton_dirac.conv import fprop_configs as fprop_tuning
 from triton_dirac.conv import wgrad_configs as wgrad_tuning
 from triton_dirac.conv.config import Config
-from triton_dirac.conv.dgrad import dgrad
-from triton_dirac.conv.fprop import fprop
+from triton_dirac.conv.dgrad import prepare_dgrad
+from triton_dirac.conv.fprop import prepare_fprop
 from triton_dirac.conv.problem import ConvProblem
-from triton_dirac.conv.wgrad import wgrad
+from triton_dirac.conv.wgrad import prepare_wgrad
 from triton_dirac.runtime import autotune
+from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.targets import TARGETS, Target, target_of
 
 TUNING: dict[str, ModuleType] = {"fprop": fprop_tuning, "dgrad": dgrad_tuning, "wgrad": wgrad_tuning}
 ABSENT_GPU = TARGETS["cuda:90"]  # the first to offer all loaders
+Prepare = Callable[[Config], tuple[Tensor, list[Launch]]]  # an empty output and what fills it
 FULL_BATCH = 128  # of images, which fill every tile of one image a row
 
 
@@ -41,9 +43,16 @@ def forced(loader: str) -> tuple[Callable[..., str | None], Build]:
         return f"no {loader} config is offered for such a problem and type on {_target(device).name}"
 
     def build(work: Work) -> Callable[[], Results]:
-        run = _runner(work)
-        config = _fastest(loader, work, run)
-        return lambda: (run(config),)
+        prepare = _preparer(work)
+        config = _fastest(loader, work, prepare)
+
+        def call() -> Results:
+            output, launches = prepare(config)
+            for launch in launches:
+                launch.run()
+            return (output,)
+
+        return call
 
     return lacks, build
 
@@ -60,7 +69,7 @@ def _target(device: torch.device) -> Target:
     return target_of(device) if device.type == "cuda" else ABSENT_GPU
 
 
-def _fastest(loader: str, work: Work, run: Callable[[Config], Tensor]) -> Config:
+def _fastest(loader: str, work: Work, prepare: Prepare) -> Config:
     """By measuring, where that can be done; else by tile arithmetic."""
     problem, direction = work.problem, work.direction
     found = offered(loader, problem, work.dtype, direction, work.device)
@@ -76,7 +85,7 @@ def _fastest(loader: str, work: Work, run: Callable[[Config], Tensor]) -> Config
             _precision(work.dtype, target_of(work.device)),
             offered=lambda *_: found,
             default=lambda *_: likely,
-            run=run,
+            plan=lambda config: prepare(config)[1],
         )
 
 
@@ -92,13 +101,16 @@ def _precision(dtype: str, target: Target) -> str:
     return target.precision("tf32") if dtype == "tf32" else "ieee"
 
 
-def _runner(work: Work) -> Callable[[Config], Tensor]:
+def _preparer(work: Work) -> Prepare:
     """The work's pass as a function of the config."""
-    x, w, dy = (work.inputs[name] for name in ("x", "w", "dy"))
-    problem, precision = work.problem, _precision(work.dtype, target_of(work.device))
-    passes: dict[str, Callable[[Config], Tensor]] = {
-        "fprop": lambda config: fprop(x, w, None, None, problem, precision=precision, config=config),
-        "dgrad": lambda config: dgrad(dy, w, None, problem, precision=precision, config=config),
-        "wgrad": lambda config: wgrad(dy, x, problem, dtype=w.dtype, precision=precision, config=config),
+    x, w, dy = (work.inputs[name].contiguous(memory_format=torch.channels_last) for name in ("x", "w", "dy"))
+    problem, target = work.problem, target_of(work.device)
+    precision = _precision(work.dtype, target)
+    passes: dict[str, Prepare] = {
+        "fprop": lambda config: prepare_fprop(x, w, None, None, problem, precision=precision, config=config),
+        "dgrad": lambda config: prepare_dgrad(dy, w, None, problem, precision=precision, config=config, target=target),
+        "wgrad": lambda config: prepare_wgrad(
+            dy, x, problem, dtype=w.dtype, precision=precision, config=config, target=target
+        ),
     }
     return passes[work.direction]

@@ -37,3 +37,8 @@ class Config:
         """e.g. ``128x64x32 w4 s3 gather``"""
         tile = f"{self.block_m}x{self.block_n}x{self.block_k}"
         return f"{tile} w{self.num_warps} s{self.num_stages} {self.loader}"
+
+    @property
+    def label(self) -> str:
+        """What it is called in the file of timings: all that changes its code, not its reason."""
+        return f"{self.name} g{self.group_m}" + (" all registers" if self.all_registers else "")

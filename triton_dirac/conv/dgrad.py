@@ -18,7 +18,7 @@ from triton_dirac.conv.launch import WINDOW, plan
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.autotune import pick
 from triton_dirac.runtime.launch import Launch
-from triton_dirac.runtime.targets import target_of
+from triton_dirac.runtime.targets import Target, target_of
 
 
 def dgrad_flops(problem: ConvProblem) -> int:
@@ -52,6 +52,7 @@ def dgrad(
     dy = dy.contiguous(memory_format=torch.channels_last)
     w = w.contiguous(memory_format=torch.channels_last)
     alpha = per_filter(alpha)
+    ready = partial(prepare_dgrad, dy, w, alpha, problem, precision=precision, target=target_of(dy.device))
     if config is None:
         config = pick(
             "conv_dgrad",
@@ -61,14 +62,29 @@ def dgrad(
             precision,
             offered=partial(tuning.offered, precision=precision),
             default=partial(tuning.default, precision=precision),
-            run=lambda config: dgrad(dy, w, alpha, problem, precision=precision, config=config),
+            plan=lambda config: ready(config=config)[1],
         )
-    dx = torch.empty(problem.input_shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
-    turned = tuning.wants_turned(config, target_of(dy.device))
-    filters = turn(w, problem.groups) if turned else w
-    for launch in plan_dgrad(dy, filters, dx, alpha, problem, precision=precision, config=config, turned=turned):
+    dx, launches = ready(config=config)
+    for launch in launches:
         launch.run()
     return dx
+
+
+def prepare_dgrad(
+    dy: Tensor,
+    w: Tensor,
+    alpha: Tensor | None,
+    problem: ConvProblem,
+    *,
+    precision: str = "ieee",
+    config: Config,
+    target: Target,
+) -> tuple[Tensor, list[Launch]]:
+    """The gradient, still empty, and the launches of :func:`dgrad` that fill it; ``dy`` and ``w`` are channels-last."""
+    dx = torch.empty(problem.input_shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
+    turned = tuning.wants_turned(config, target)
+    filters = turn(w, problem.groups) if turned else w
+    return dx, plan_dgrad(dy, filters, dx, alpha, problem, precision=precision, config=config, turned=turned)
 
 
 def turn(w: Tensor, groups: int) -> Tensor:

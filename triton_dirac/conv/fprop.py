@@ -58,6 +58,7 @@ def fprop(
     x = x.contiguous(memory_format=torch.channels_last)
     w = w.contiguous(memory_format=torch.channels_last)
     bias, alpha = per_filter(bias), per_filter(alpha)
+    ready = partial(prepare_fprop, x, w, bias, alpha, problem, relu=relu, precision=precision)
     if config is None:
         config = pick(
             "conv_fprop",
@@ -67,12 +68,28 @@ def fprop(
             precision,
             offered=partial(tuning.offered, precision=precision),
             default=partial(tuning.default, precision=precision),
-            run=lambda config: fprop(x, w, bias, alpha, problem, relu=relu, precision=precision, config=config),
+            plan=lambda config: ready(config=config)[1],
         )
-    y = torch.empty(problem.output_shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    for launch in plan_fprop(x, w, y, bias, alpha, problem, relu=relu, precision=precision, config=config):
+    y, launches = ready(config=config)
+    for launch in launches:
         launch.run()
     return y
+
+
+def prepare_fprop(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor | None,
+    problem: ConvProblem,
+    *,
+    relu: bool = False,
+    precision: str = "ieee",
+    config: Config,
+) -> tuple[Tensor, list[Launch]]:
+    """The output, still empty, and the launches of :func:`fprop` that fill it; ``x`` and ``w`` are channels-last."""
+    y = torch.empty(problem.output_shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return y, plan_fprop(x, w, y, bias, alpha, problem, relu=relu, precision=precision, config=config)
 
 
 def plan_fprop(

@@ -44,6 +44,13 @@ class ConvProblem:
         return (self.W + left + right - self.dilation[1] * (self.S - 1) - 1) // self.stride[1] + 1
 
     @property
+    def label(self) -> str:
+        """e.g. ``128x160x32x32-160x3x3 s1,1 p1,1,1,1 d1,1 g1``: what it is called in files and messages."""
+        sizes = f"{self.N}x{self.C}x{self.H}x{self.W}-{self.K}x{self.R}x{self.S}"
+        parts = zip("spd", (self.stride, self.padding, self.dilation), strict=True)
+        return " ".join((sizes, *(f"{n}{','.join(map(str, v))}" for n, v in parts), f"g{self.groups}"))
+
+    @property
     def input_shape(self) -> tuple[int, int, int, int]:
         return (self.N, self.C, self.H, self.W)
 

@@ -25,7 +25,7 @@ from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad_kernels import reduce_kernel, wgrad_batch_kernel, wgrad_pixel_kernel
 from triton_dirac.runtime.autotune import pick
 from triton_dirac.runtime.launch import Launch
-from triton_dirac.runtime.targets import target_of
+from triton_dirac.runtime.targets import Target, target_of
 
 INT32_LIMIT = 2**31 - 1
 REDUCE_BLOCK = 1024
@@ -180,6 +180,7 @@ def wgrad(
     target = target_of(x.device)
     if config is None and split_k is None and prefers_direct(problem):
         return direct_wgrad(dy, x, problem, dtype=dtype)
+    ready = partial(prepare_wgrad, dy, x, problem, dtype=dtype, precision=precision, target=target)
     if config is None:
         config = pick(
             "conv_wgrad",
@@ -189,17 +190,32 @@ def wgrad(
             precision,
             offered=partial(tuning.offered, precision=precision),
             default=partial(tuning.default, precision=precision),
-            run=lambda config: wgrad(dy, x, problem, dtype=dtype, precision=precision, config=config),
+            plan=lambda config: ready(config=config)[1],
         )
+    dw, launches = ready(config=config, split_k=split_k)
+    for launch in launches:
+        launch.run()
+    return dw
+
+
+def prepare_wgrad(
+    dy: Tensor,
+    x: Tensor,
+    problem: ConvProblem,
+    *,
+    dtype: torch.dtype,
+    precision: str = "ieee",
+    config: Config,
+    split_k: int | None = None,
+    target: Target,
+) -> tuple[Tensor, list[Launch]]:
+    """dw, still empty, and the launches of :func:`wgrad` that fill it; ``dy`` and ``x`` are channels-last."""
     if split_k is None:
         split_k = tuning.split_k(problem, config, target)
     dw = torch.empty(problem.weight_shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
     shape = workspace_shape(problem, config, split_k)
     workspace = None if shape is None else torch.empty(shape, dtype=torch.float32, device=x.device)
-    launches = plan_wgrad(dy, x, dw, workspace, problem, precision=precision, config=config, split_k=split_k)
-    for launch in launches:
-        launch.run()
-    return dw
+    return dw, plan_wgrad(dy, x, dw, workspace, problem, precision=precision, config=config, split_k=split_k)
 
 
 def wgrad_flops(problem: ConvProblem) -> int:

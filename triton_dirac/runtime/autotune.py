@@ -1,38 +1,52 @@
 """Which config a kernel runs with, and which backend a convolution takes.
 
 ``pick`` chooses a config in four steps: the one forced by argument; the fastest of the persisted timings; the
-fastest of timings taken now, by Triton's Autotuner, on a GPU; else the kernel's default. ``choose`` does the
-same for named candidates (ours, cuDNN with the Triton weight prep). Nothing is measured in the interpreter,
-without a GPU, while a CUDA graph is captured, with ``tune=False`` or with TRITON_DIRAC_AUTOTUNE=0 in the
-environment; under ``torch.use_deterministic_algorithms`` the default is taken, because a pick by timing may
-differ from one process to the next.
+fastest of timings taken now (``measure``) on a GPU; else the kernel's default. ``choose`` does the same for named
+candidates (ours, cuDNN with the Triton weight prep). Nothing is measured in the interpreter, without a GPU, while a
+CUDA graph is captured, with ``tune=False`` or with TRITON_DIRAC_AUTOTUNE=0 in the environment; under
+``torch.use_deterministic_algorithms`` the default is taken, because a pick by timing may differ from one process to
+the next.
 
 Timings, not picks, are kept: one file per GPU and Triton version (``timings.py``) holds the time of each config of
 each problem, so that a config added later is measured alone. Both functions remember their answer in a
 dictionary of this process, and that is all they do from the second call on; ``forget`` empties it.
+
+What is measured is recorded nowhere and holds nothing: the most memory that tuning takes at a time is the output and
+the workspace of one candidate, beside the problem's own tensors and the buffer that clears the L2.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Protocol, TypeVar
 
 import torch
 import triton
-from triton.runtime.autotuner import Autotuner
 
-from triton_dirac.conv.config import Config
-from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime import timings
+from triton_dirac.runtime.launch import Launch, unrecorded
+from triton_dirac.runtime.measure import measure
 from triton_dirac.runtime.targets import Target, target_of
 
 AUTOTUNE = "TRITON_DIRAC_AUTOTUNE"
 Run = Callable[[], object]
-Bench = Callable[[Run], float]
+Measure = Callable[[Mapping[str, Run], str], dict[str, float]]
 
-_picked: dict[Hashable, Config | str] = {}
+
+class Labelled(Hashable, Protocol):
+    """A problem or a config: what it is called in the file of timings."""
+
+    @property
+    def label(self) -> str: ...
+
+
+Problem = TypeVar("Problem", bound=Labelled)
+Config = TypeVar("Config", bound=Labelled)
+
+_picked: dict[Hashable, object] = {}
 _forgotten = 0
 
 
@@ -58,48 +72,52 @@ def _can_measure(device: torch.device) -> bool:
 
 def pick(
     kernel: str,
-    problem: ConvProblem,
+    problem: Problem,
     dtype: torch.dtype,
     device: torch.device,
     precision: str = "ieee",
     *,
-    offered: Callable[[ConvProblem, torch.dtype, Target], Sequence[Config]],
-    default: Callable[[ConvProblem, torch.dtype, Target], Config],
-    run: Callable[[Config], object],
+    offered: Callable[[Problem, torch.dtype, Target], Sequence[Config]],
+    default: Callable[[Problem, torch.dtype, Target], Config],
+    plan: Callable[[Config], Sequence[Launch]],
     config: Config | None = None,
     tune: bool = True,
-    bench: Bench | None = None,
+    measure: Measure | None = None,
 ) -> Config:
     """The config for one kernel and problem.
 
-    ``offered`` and ``default`` are the kernel's config table's; ``run(config)`` executes the kernel once into
-    outputs of its own. ``bench(call) -> milliseconds`` replaces Triton's benchmarker (cold L2, median).
+    ``offered`` and ``default`` are the kernel's config table's; ``plan(config)`` makes the launches that fill an output
+    of their own. ``measure`` replaces ``measure.measure``: (runs by name, what they are) -> milliseconds by name.
     """
     if config is not None:
         return config
     deterministic = torch.are_deterministic_algorithms_enabled()
     key = (kernel, problem, dtype, device, precision, tune, deterministic)
-    known = _picked.get(key)
-    if isinstance(known, Config):
-        return known
+    if (known := _picked.get(key)) is not None:
+        return known  # type: ignore[return-value]
     target = target_of(device)
     fallback = default(problem, dtype, target)
     if deterministic:
         picked, settled = fallback, True
     else:
-        configs = {_label(c): c for c in (*offered(problem, dtype, target), fallback)}
-        runs = {label: lambda c=c: run(c) for label, c in configs.items()}
-        entry = f"{kernel} {_spell(problem)} {dtype} {precision}"
-        label, settled = _fastest(entry, runs, _label(fallback), device, tune, bench)
+        configs = {c.label: c for c in (*offered(problem, dtype, target), fallback)}
+        runs = {label: lambda c=c: _run(plan(c)) for label, c in configs.items()}
+        entry = f"{kernel} {problem.label} {dtype} {precision}"
+        label, settled = _fastest(entry, runs, fallback.label, device, tune, measure)
         picked = configs[label]
     if settled:
         _picked[key] = picked
     return picked
 
 
+def _run(launches: Sequence[Launch]) -> None:
+    for launch in launches:
+        launch.run()
+
+
 def choose(
     name: str,
-    problem: ConvProblem,
+    problem: Labelled,
     dtype: torch.dtype,
     device: torch.device,
     precision: str = "ieee",
@@ -107,91 +125,71 @@ def choose(
     candidates: Callable[[], Mapping[str, Run]],
     default: str,
     tune: bool = True,
-    bench: Bench | None = None,
+    measure: Measure | None = None,
 ) -> str:
     """The name of the fastest candidate, e.g. "triton" or "cudnn", for one problem.
 
     ``candidates()`` gives what to run by name, and is called only where the answer is not known yet. Timings of
-    other torch or cuDNN versions are not used. ``default`` is the answer where nothing can be measured.
+    other torch or cuDNN versions are not used. ``default`` is the answer where nothing can be measured. Where cuDNN
+    searches (``torch.backends.cudnn.benchmark``), it searches all its plans while it is measured, as we do: torch's
+    limit is 10.
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
     key = (name, problem, dtype, device, precision, tune, deterministic)
-    known = _picked.get(key)
-    if isinstance(known, str):
-        return known
+    if (known := _picked.get(key)) is not None:
+        return known  # type: ignore[return-value]
     if deterministic:
         picked, settled = default, True
     else:
         versions = f"torch {torch.__version__} cudnn {torch.backends.cudnn.version()}"
-        entry = f"{name} {_spell(problem)} {dtype} {precision} {versions}"
-        picked, settled = _fastest(entry, candidates(), default, device, tune, bench)
+        entry = f"{name} {problem.label} {dtype} {precision} {versions}"
+        with all_cudnn_plans():
+            picked, settled = _fastest(entry, candidates(), default, device, tune, measure)
     if settled:
         _picked[key] = picked
     return picked
 
 
+@contextmanager
+def all_cudnn_plans() -> Iterator[None]:
+    """cuDNN's search, where it is on, tries every plan instead of ``torch.backends.cudnn.benchmark_limit``."""
+    limit = torch.backends.cudnn.benchmark_limit
+    torch.backends.cudnn.benchmark_limit = 0
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark_limit = limit
+
+
 def _fastest(
-    entry: str, runs: Mapping[str, Run], default: str, device: torch.device, tune: bool, bench: Bench | None
+    entry: str, runs: Mapping[str, Run], default: str, device: torch.device, tune: bool, measure: Measure | None
 ) -> tuple[str, bool]:
     """(name of the fastest run, whether that is final for this process).
 
     All known: the fastest. Some unknown: they are measured where that is allowed. Otherwise the fastest known
-    one, and the default where none is. A run that failed has an infinite time and is not tried again.
+    one, and the default where none is. A run that failed for good has an infinite time and is not tried again.
     """
     if len(runs) == 1:
         return next(iter(runs)), True
-    measuring = _tuning_on(tune) and (bench is not None or _can_measure(device))
+    measuring = _tuning_on(tune) and (measure is not None or _can_measure(device))
     if not measuring and (device.type != "cuda" or triton.knobs.runtime.interpret):
         return default, True
     store = timings.open_store(device)
     known = {name: time for name, time in store.read(entry).items() if name in runs}
     unknown = [name for name in runs if name not in known]
     if measuring and unknown:
-        # The Autotuner does not time a lone config, and a time is fairer beside the one it has to beat.
-        rivals = sorted(known, key=known.__getitem__)[:1] if len(unknown) == 1 else []
-        measured = _measure({name: runs[name] for name in (*unknown, *rivals)}, bench)
+        # A time is fairest beside the one that it has to beat.
+        rival = sorted(known, key=known.__getitem__)[:1]
+        measured = _measure({name: runs[name] for name in (*unknown, *rival)}, entry, device, measure)
         known |= measured
-        store.write(entry, measured)
+        if measured:
+            store.write(entry, measured)
     finite = {name: time for name, time in known.items() if math.isfinite(time)}
     best = min(finite, key=finite.__getitem__) if finite else default
     # A capture ends, so the next call may measure; an argument or the environment holds for the process.
     return best, measuring or not _tuning_on(tune)
 
 
-def _measure(runs: Mapping[str, Run], bench: Bench | None) -> dict[str, float]:
-    """Milliseconds of each run by Triton's Autotuner, infinity for one that fails (which is warned of)."""
-
-    class Candidates:
-        """What the Autotuner takes for a kernel: the config's keyword says which run is meant."""
-
-        @staticmethod
-        def fn() -> None: ...
-
-        def run(self, *, name: str, **_: object) -> None:
-            runs[name]()
-
-    def timed(call: Run, quantiles: Sequence[float]) -> list[float]:
-        try:
-            if bench is not None:
-                return [bench(call)] * len(quantiles)
-            return triton.runtime.driver.active.get_benchmarker()(call, quantiles=quantiles)
-        except Exception as error:
-            warnings.warn(f"a candidate failed while it was measured: {error!r}", stacklevel=2)
-            return [math.inf] * len(quantiles)
-
-    configs = [triton.Config({"name": name}) for name in runs]
-    tuner = Autotuner(Candidates(), [], configs, [], None, None, do_bench=timed)
-    tuner.run()
-    return {config.kwargs["name"]: float(times[0]) for config, times in tuner.configs_timings.items()}
-
-
-def _label(config: Config) -> str:
-    """What a config is called in the file: all that changes its code, not its reason."""
-    return f"{config.name} g{config.group_m}" + (" all registers" if config.all_registers else "")
-
-
-def _spell(problem: ConvProblem) -> str:
-    """e.g. ``128x160x32x32-160x3x3 s1,1 p1,1,1,1 d1,1 g1``"""
-    sizes = f"{problem.N}x{problem.C}x{problem.H}x{problem.W}-{problem.K}x{problem.R}x{problem.S}"
-    parts = zip("spd", (problem.stride, problem.padding, problem.dilation), strict=True)
-    return " ".join((sizes, *(f"{n}{','.join(map(str, v))}" for n, v in parts), f"g{problem.groups}"))
+def _measure(runs: Mapping[str, Run], entry: str, device: torch.device, own: Measure | None) -> dict[str, float]:
+    with unrecorded(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return (own or measure)(runs, entry)

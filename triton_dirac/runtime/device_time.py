@@ -10,9 +10,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 Call = Callable[[], Any]
 
@@ -40,14 +42,16 @@ class Device(Protocol):
 
 class Gpu:
     """The current GPU. ``flush`` queues a write of a buffer several times as large as the L2, ``idle`` one thread that
-    waits: a call of a thousand launches finds room in the queue behind these two."""
+    waits: a call of a thousand launches finds room in the queue behind these two. The buffer is made when needed."""
 
-    def __init__(self) -> None:
+    @cached_property
+    def _buffer(self) -> Tensor:
         l2_bytes = torch.cuda.get_device_properties().L2_cache_size
-        self._buffer = torch.empty(max(FLUSH_BYTES, 4 * l2_bytes), dtype=torch.int8, device="cuda")
-        self._cycles_per_second = 1e9
-        wait = CALIBRATION_CYCLES / self._cycles_per_second
-        self._cycles_per_second = CALIBRATION_CYCLES / min(self._idled(wait) for _ in range(3))
+        return torch.empty(max(FLUSH_BYTES, 4 * l2_bytes), dtype=torch.int8, device="cuda")
+
+    @cached_property
+    def _cycles_per_second(self) -> float:
+        return CALIBRATION_CYCLES / min(self._seconds_of_cycles(CALIBRATION_CYCLES) for _ in range(3))
 
     def event(self) -> Event:
         return torch.cuda.Event(enable_timing=True)
@@ -62,13 +66,13 @@ class Gpu:
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
-    def _idled(self, seconds: float) -> float:
+    def _seconds_of_cycles(self, cycles: int) -> float:
         start, end = self.event(), self.event()
         start.record()
-        self.idle(seconds)
+        torch.cuda._sleep(cycles)
         end.record()
         self.synchronize()
-        return max(start.elapsed_time(end) * 1e-3, 1e-9)
+        return start.elapsed_time(end) * 1e-3
 
 
 def host_seconds(device: Device, call: Call, clock: Callable[[], float]) -> float:
@@ -101,7 +105,7 @@ def turns(names: Iterable[str], rounds: int) -> Iterator[str]:
     """All names, ``rounds`` times, each round starting one place further on."""
     order = list(names)
     for number in range(rounds):
-        start = number % len(order)
+        start = number % max(len(order), 1)
         yield from order[start:] + order[:start]
 
 

@@ -91,6 +91,16 @@ def recorded() -> Iterator[list[Launch]]:
             outer.extend(launches)
 
 
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """What this thread launches inside is told to no ``recorded`` block: a trial, whose tensors nobody is to hold."""
+    launches, _recorder.launches = getattr(_recorder, "launches", None), None
+    try:
+        yield
+    finally:
+        _recorder.launches = launches
+
+
 class Tiles(NamedTuple):
     """A tensor descriptor without its tensor, which is the ``place``-th of a call; its address must divide by 16."""
 
