@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import sys
+import tempfile
 import venv
 from pathlib import Path
 
@@ -18,8 +19,13 @@ import nox
 ROOT = Path(__file__).parent
 LAB = ROOT / ".nox" / "lab"
 LATEST = ROOT / "reports" / "latest"
+PREVIOUS = ROOT / "reports" / "previous"
 PROJECT = nox.project.load_toml("pyproject.toml")
 TORCH, TRITON = "2.13.0", "3.7.1"  # the pair that continuous integration runs
+
+# The environment is our own: where pip is told to install otherwise (pip.conf has user = true, a service sets
+# PIP_TARGET) is not where its interpreter looks, and pip refuses --user in it.
+INTO_LAB = {"PIP_USER": "0", **dict.fromkeys(("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON"))}
 
 nox.options.sessions = ["tests", "lint"]
 nox.options.default_venv_backend = "none"
@@ -32,7 +38,10 @@ def has_gpu() -> bool:
 
 def lab(session: nox.Session) -> str:
     """The interpreter of the shared environment, made and filled on first use or when pyproject changes."""
-    if python := os.environ.get("LAB_PYTHON"):
+    if named := os.environ.get("LAB_PYTHON"):
+        python = os.path.expanduser(named)  # no shell does it in a service's or an IDE's settings
+        if shutil.which(python) is None:
+            session.error(f"LAB_PYTHON is {named!r}, which is no program; accepted is an interpreter that has torch")
         return python
     python = str(LAB / "bin" / "python")
     stamp = LAB / "installed"
@@ -45,7 +54,7 @@ def lab(session: nox.Session) -> str:
     install_torch(session, pip)
     groups = nox.project.dependency_groups(PROJECT, "test", "lint")
     triton = [f"triton=={TRITON}"] if sys.platform == "linux" else []  # published for Linux only
-    session.run(*pip, *triton, "-e", ".[bench]", *groups, external=True)
+    session.run(*pip, *triton, "-e", ".[bench]", *groups, env=INTO_LAB, external=True)
     stamp.write_text(wanted)
     return python
 
@@ -53,15 +62,29 @@ def lab(session: nox.Session) -> str:
 def install_torch(session: nox.Session, pip: tuple[str, ...]) -> None:
     """torch; without a GPU its CPU build, a tenth of the size, wherever pip has been told to find one."""
     if not has_gpu():
-        try:
-            session.run(*pip, f"torch=={TORCH}+cpu", external=True)
-            return
-        except nox.command.CommandFailed:
-            session.warn(
-                "pip knows no CPU build of torch, so the CUDA build (several GB) follows. To avoid it, name "
-                "PyTorch's CPU index in PIP_EXTRA_INDEX_URL, or an environment that has torch in LAB_PYTHON."
-            )
-    session.run(*pip, f"torch=={TORCH}", external=True)
+        with tempfile.TemporaryFile("w+") as errors:
+            try:
+                session.run(*pip, f"torch=={TORCH}+cpu", env=INTO_LAB, external=True, stderr=errors)
+                return
+            except nox.command.CommandFailed:
+                errors.seek(0)
+                said = errors.read().strip()
+        session.log(said)
+        if not knows_none(said):
+            session.error("torch's CPU build could not be installed; pip's reason stands above")
+        session.warn(
+            "pip knows no CPU build of torch, so the CUDA build (several GB) follows. To avoid it, name "
+            "PyTorch's CPU index in PIP_EXTRA_INDEX_URL, or an environment that has torch in LAB_PYTHON."
+        )
+    session.run(*pip, f"torch=={TORCH}", env=INTO_LAB, external=True)
+
+
+def knows_none(said: str) -> bool:
+    """Whether pip asked every index and none has the version: no other failure calls for a download of gigabytes.
+
+    pip says so too when it could not ask, after it has said that it tries again.
+    """
+    return "No matching distribution found for torch==" in said and "Retrying (" not in said
 
 
 @nox.session
@@ -77,32 +100,51 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Suites, compiled-kernel table and report, into reports/latest/. Arguments go to the suites' pytest."""
+    """Suites, compiled-kernel table and report, into reports/latest/. Arguments go to the suites' pytest.
+
+    What was there moves to reports/previous/: a step that is killed leaves nothing, and nothing old may stand in.
+    """
     python = lab(session)
+    if LATEST.exists() and any(LATEST.iterdir()):
+        shutil.rmtree(PREVIOUS, ignore_errors=True)
+        LATEST.rename(PREVIOUS)
     LATEST.mkdir(parents=True, exist_ok=True)
-    results, compiled, moved = (LATEST / name for name in ("results.json", "compile.json", "bytes.json"))
-    suites = ("-m", "pytest", "--benchmark-only", "--benchmark-quiet", "--tb=short", f"--benchmark-json={results}")
-    steps = [
-        (*suites, *session.posargs),
-        ("-m", "bench.compile", "--json", str(compiled)),
-        ("-m", "bench.compile", "--bytes", "--json", str(moved)),
-        ("-m", "reports", *map(str, (results, compiled, moved)), "--output", str(LATEST)),
-    ]
+    suites = ("-m", "pytest", "--benchmark-only", "--benchmark-quiet", "--tb=short")
+    results, compiled, moved = result_files(LATEST)
+    steps = {
+        results: (*suites, f"--benchmark-json={results}", *session.posargs),
+        compiled: ("-m", "bench.compile", "--json", str(compiled)),
+        moved: ("-m", "bench.compile", "--bytes", "--json", str(moved)),
+    }
     failed = []
-    for step in steps:  # one contender that crashes must not cost the reader the report
+    for file, step in steps.items():  # one contender that crashes must not cost the reader the report
         try:
             session.run(python, *step, external=True)
         except nox.command.CommandFailed:
-            failed.append(step[1])
+            failed.append(file.name if file.exists() else f"{file.name}, which is not there")
+        else:
+            failed += [] if file.exists() else [f"{file.name}, which is not there"]
+    made = [str(file) for file in steps if file.exists()]
+    if not made:
+        session.error("nothing ran, so there is no report")
+    session.run(python, "-m", "reports", *made, "--output", str(LATEST), external=True)
     session.log(f"report: {LATEST / 'index.html'}")
     if failed:
-        session.error(f"not everything ran: {', '.join(failed)}; the report has the rest")
+        session.error(f"not everything ran: {'; '.join(failed)}; the report has the rest")
+
+
+def result_files(directory: Path) -> list[Path]:
+    """What bench writes and report reads."""
+    return [directory / f"{name}.json" for name in ("results", "compile", "bytes")]
 
 
 @nox.session
 def report(session: nox.Session) -> None:
     """Render a report again: nox -s report [-- RESULTS.json ... --output DIR]; reports/latest/ by default."""
-    latest = [*(str(LATEST / f"{name}.json") for name in ("results", "compile", "bytes")), "--output", str(LATEST)]
+    there = [str(file) for file in result_files(LATEST) if file.exists()]
+    if not (there or session.posargs):
+        session.error(f"no results in {LATEST}: nox -s bench makes them, or name a file after --")
+    latest = [*there, "--output", str(LATEST)]
     session.run(lab(session), "-m", "reports", *(session.posargs or latest), external=True)
 
 

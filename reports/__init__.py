@@ -9,8 +9,9 @@
     report.py      all of these numbers, computed once
     headline.py    the report in a few sentences
     page.py        what the page says, as plain data for templates/
-    figures.py     what is drawn; chart.py draws it, as SVG or PNG
-    render.py      page, summary, tables and figures as files
+    figures.py     what is drawn; chart.py draws it, as SVG or PNG; drawing.py is matplotlib without the user's settings
+    render.py      page, summary, tables and figures as text
+    files.py       all of it written, or nothing
     __main__.py    the command line
 
 This package reads files only: it knows nothing of bench or triton_dirac, so that a report can be made

@@ -1,16 +1,17 @@
 """python -m reports RESULTS.json [COMPILE.json ...] [--output DIR]: render a comparison report.
 
-Exit code 0 when the report is written, 2 when the input cannot be used.
+Exit code 0 when the report is written, 2 when the input cannot be used or the output not be written.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from reports import chart, page, render, verdict
+from reports import chart, files, page, render, verdict
 from reports.headline import headline
 from reports.load import ACCEPTED, ReportError, load
 from reports.report import Report, build
@@ -19,20 +20,38 @@ from reports.report import Report, build
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read, compare, write; prints the headline and where the page is."""
     options = _parser().parse_args(arguments)
+    directory = options.output or options.files[0].parent
     try:
         report = build(load(options.files), baselines=dict(options.baseline), margin=options.margin / 100)
         overview = _overview(report, options.overview)
+        _write(lambda: render.write(render.render(report), directory), f"--output {directory}", "a folder")
+        if options.overview:
+            _write(lambda: files.write({options.overview: overview}), f"--overview {options.overview}", "a file")
+        _say([*headline(report), str(directory / "index.html")])
     except ReportError as error:
-        print(f"reports: {error}", file=sys.stderr)
+        print(f"reports: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    directory = options.output or options.files[0].parent
-    render.write(render.render(report), directory)
-    if options.overview:
-        render.write_file(options.overview, overview)
-    for sentence in headline(report):
-        print(sentence)
-    print(directory / "index.html")
     return 0
+
+
+def _write(write: Callable[[], None], where: str, what: str) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise ReportError(f"{where}: cannot be written ({error}); accepted is {what} that is or can be made") from None
+
+
+def _say(lines: Sequence[str]) -> None:
+    """Print; what the terminal's encoding lacks is spelled out, and a reader who has seen enough may leave."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        for line in lines:
+            print(line.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes, and fails, at its end
+        if not isinstance(error, BrokenPipeError):
+            raise ReportError(f"standard output: {error}; the report is written all the same") from None
 
 
 def _overview(report: Report, path: Path | None) -> str | bytes:
@@ -51,9 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Render a comparison report from results files.",
         epilog=ACCEPTED,
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="RESULTS.json")
+    parser.add_argument("files", nargs="+", type=_path, metavar="RESULTS.json")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where to write the report; default: beside the first file"
+        "--output", type=_path, metavar="DIR", help="where to write the report; default: beside the first file"
     )
     parser.add_argument(
         "--baseline", action="append", default=[], type=_baseline, metavar="SUITE=CONTENDER",
@@ -92,7 +111,17 @@ def _percent(text: str) -> float:
 def _picture(text: str) -> Path:
     if Path(text).suffix not in (".svg", ".png"):
         raise argparse.ArgumentTypeError(f"{text!r}: accepted is a name that ends in .svg or .png")
-    return Path(text)
+    return _path(text)
+
+
+def _path(text: str) -> Path:
+    """``~`` is the home directory here too: no shell expands it in --output=~/report."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        if text.partition("/")[0] != "~":
+            return Path(text)  # nobody's home: a file of that name
+        raise argparse.ArgumentTypeError(f"{text!r}: {error} Accepted is a path") from None
 
 
 if __name__ == "__main__":

@@ -14,13 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from reports import verdict
+from reports.drawing import Axes, Figure, Line2D, plain
 from reports.intervals import Estimate
 
 INK, MUTED, RULE, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
@@ -73,7 +70,7 @@ class Chart:
 def svg(*charts: Chart, narrow: bool = False) -> str:
     """The charts as one SVG document, the same bytes for the same charts."""
     out = io.StringIO()
-    with matplotlib.rc_context(RC):
+    with plain(RC):
         nobody = {"Date": None, "Creator": None}
         _draw(charts, narrow).savefig(out, format="svg", metadata=nobody, facecolor=PAPER)
     lines = (line.strip() for line in out.getvalue().splitlines())
@@ -83,7 +80,7 @@ def svg(*charts: Chart, narrow: bool = False) -> str:
 def png(*charts: Chart, dpi: int = 160) -> bytes:
     """The charts as a PNG."""
     out = io.BytesIO()
-    with matplotlib.rc_context(RC):
+    with plain(RC):
         _draw(charts, False).savefig(out, format="png", dpi=dpi, metadata={"Software": None}, facecolor=PAPER)
     return out.getvalue()
 
@@ -228,10 +225,10 @@ def _legend(figure: Figure, chart: Chart, narrow: bool, bottom: float) -> None:
 
 
 def _limits(chart: Chart) -> tuple[float, float]:
-    """The axis' ends: every finite positive value and the limit, with air."""
+    """The axis' ends: every positive value that is no extreme and the limit, with air."""
     values = [value for _, rows in chart.groups for row in rows for value, _ in row.points]
     values += [chart.limit] if chart.limit else []
-    shown = [value for value in values if np.isfinite(value) and value > 0] or [1.0]
+    shown = [value for value in values if 1e-300 < value < 1e300] or [1.0]  # the air must be numbers too
     low, high = min(shown), max(shown)
     air = max((high / low) ** 0.06, 1.06)
     return low / air, high * air

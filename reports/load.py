@@ -4,12 +4,14 @@ Accepted are the JSON of pytest-benchmark with the keys that bench adds (``envir
 ``not_run``, ``counted``; ``extra_info`` in every benchmark) and the tables of bench.compile (``"kind":
 "compile"``), of default kernels or, where rows name their ``tile``, of main loops beside a plain GEMM's or, where
 they have ``moved_over_least``, of the bytes that the weight preparation moves. Optional keys may be
-missing: text columns then hold "", numbers NaN. What is needed and missing is a :class:`ReportError`.
+missing: text columns then hold "", numbers NaN. What is needed and missing, or stated and of another kind, is a
+:class:`ReportError`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +27,18 @@ ACCEPTED = (
 # What tells one measurement from another: rows that agree in these are compared with each other.
 WHERE = ["run", "suite", "pass", "net", "layer", "dtype"]
 
-TEXT, NUMBER, TRUTH, OTHER = "text", "number", "truth", "other"
+TEXT, NUMBER, WHOLE, TRUTH, PROBLEM, OTHER = "text", "number", "whole", "truth", "problem", "other"
+SIZES = ("N", "C", "H", "W", "K", "R", "S")  # of a problem
+DEEPEST = 20  # levels of lists and objects: ours have six, and Python's own limit depends on who calls
 BENCHMARK_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
-    "device": TEXT, "clock": TEXT, "label": TEXT, "count": NUMBER, "nets": OTHER,
-    "published_batch": NUMBER, "flops": NUMBER, "bytes": NUMBER, "host_us": NUMBER, "problem": OTHER, "samples": OTHER,
+    "device": TEXT, "clock": TEXT, "label": TEXT, "count": WHOLE, "nets": OTHER,
+    "published_batch": WHOLE, "flops": NUMBER, "bytes": NUMBER, "host_us": NUMBER, "problem": PROBLEM, "samples": OTHER,
 }  # fmt: skip
 ACCURACY_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
     "tensor": TEXT, "executed_by": TEXT, "error": NUMBER, "scale": NUMBER, "torch_error": NUMBER,
-    "passed": TRUTH, "problem": OTHER, "beta": NUMBER, "filters_scale": NUMBER,
+    "passed": TRUTH, "problem": PROBLEM, "beta": NUMBER, "filters_scale": NUMBER,
 }  # fmt: skip
 NOT_RUN_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
@@ -57,6 +61,11 @@ COMPILED_COLUMNS = {
     "loop_instructions_per_fma": NUMBER, "ratio_to_floor": NUMBER, "tile": TEXT, "tma": TRUTH,
     "compile_seconds": NUMBER, "label": TEXT,
 }  # fmt: skip
+
+
+LARGEST = 10**300  # whole numbers beyond are no floats
+# Halves of characters, and control characters that XML and terminals have no place for.
+_UNPRINTABLE = re.compile("[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 class ReportError(Exception):
@@ -84,20 +93,6 @@ class Results:
 
 def load(paths: Iterable[Path]) -> Results:
     """Read every file. Raises :class:`ReportError` at the first that cannot be used."""
-    runs: list[dict[str, Any]] = []
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for run, path in enumerate(paths):
-        content = _read(path)
-        kind = "compile" if content.get("kind") == "compile" else "results"
-        found = _compile_rows(path, content) if kind == "compile" else _result_rows(path, content)
-        for name, part in found.items():
-            rows.setdefault(name, []).extend({**row, "run": run} for row in part)
-        environment = content.get("environment") or {}
-        if not isinstance(environment, Mapping):
-            raise ReportError(f"{path}: `environment` is a {type(environment).__name__}; accepted is an object")
-        runs.append({"file": path.name, "kind": kind, "environment": dict(environment)})
-    if not runs:
-        raise ReportError(f"no file given; {ACCEPTED}")
     columns = {
         "benchmarks": BENCHMARK_COLUMNS,
         "accuracy": ACCURACY_COLUMNS,
@@ -107,17 +102,32 @@ def load(paths: Iterable[Path]) -> Results:
         "counted": COUNTED_COLUMNS,
         "moved": MOVED_COLUMNS,
     }
-    results = Results(runs, **{name: _frame(rows.get(name, []), kinds) for name, kinds in columns.items()})
+    runs: list[dict[str, Any]] = []
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in columns}
+    for run, path in enumerate(paths):
+        content = _read(path)
+        kind = "compile" if content.get("kind") == "compile" else "results"
+        found = _compile_rows(path, content) if kind == "compile" else _result_rows(path, content)
+        for name, part in found.items():
+            rows[name] += [_converted(path, {**row, "run": run}, columns[name]) for row in part]
+        environment = content.get("environment") or {}
+        if not isinstance(environment, Mapping):
+            raise ReportError(f"{path}: `environment` is a {type(environment).__name__}; accepted is an object")
+        name = path.name.encode(errors="replace").decode()  # file systems know names that no encoding can write
+        runs.append({"file": name, "kind": kind, "environment": dict(environment)})
+    if not runs:
+        raise ReportError(f"no file given; {ACCEPTED}")
+    results = Results(runs, **{name: _frame(rows[name], kinds) for name, kinds in columns.items()})
     _refuse_duplicates(results)
     return results
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ReportError(f"{path}: no such file; {ACCEPTED}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no text, a name that is none
         raise ReportError(f"{path}: cannot be read ({error}); {ACCEPTED}") from None
     if not text.strip():
         raise ReportError(f"{path}: empty file; {ACCEPTED}")
@@ -125,11 +135,31 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise ReportError(f"{path}: not JSON (line {error.lineno}: {error.msg}); {ACCEPTED}") from None
+    except (ValueError, RecursionError) as error:  # thousands of digits, thousands of levels
+        raise ReportError(f"{path}: JSON that cannot be read ({error}); {ACCEPTED}") from None
+    _refuse_extremes(path, content)
     if not isinstance(content, dict) or not ({"benchmarks", "kind"} & content.keys()):
         raise ReportError(f"{path}: has neither `benchmarks` nor `kind`; {ACCEPTED}")
     if "benchmarks" not in content and content["kind"] != "compile":
-        raise ReportError(f"{path}: unknown kind {content['kind']!r}; {ACCEPTED}")
+        raise ReportError(f"{path}: unknown kind {_shown(content['kind'])}; {ACCEPTED}")
     return content
+
+
+def _refuse_extremes(path: Path, content: Any) -> None:
+    """What JSON can say and a table or a page cannot hold, wherever it stands."""
+    waiting = [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise ReportError(f"{path}: nested deeper than {DEEPEST} levels; {ACCEPTED}")
+        if isinstance(value, dict):
+            waiting += [(part, depth + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, list):
+            waiting += [(part, depth + 1) for part in value]
+        elif isinstance(value, str) and _UNPRINTABLE.search(value):
+            raise ReportError(f"{path}: {_shown(value)} holds a character that no page can show; accepted is text")
+        elif isinstance(value, int) and abs(value) > LARGEST:
+            raise ReportError(f"{path}: a whole number of {len(str(value))} digits; accepted are those up to 1e300")
 
 
 def _objects(path: Path, content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -185,9 +215,9 @@ def _compile_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict
 def _nets(path: Path, where: str, info: Mapping[str, Any]) -> dict[str, float]:
     """``nets``; of results that state one net, that one and its count."""
     nets = info.get("nets") or {str(info.get("net") or ""): info.get("count") or 1}
-    if not isinstance(nets, Mapping) or not all(_number(count) > 0 for count in nets.values()):
+    if not isinstance(nets, Mapping) or not all(_is_whole(count) and count > 0 for count in nets.values()):
         raise ReportError(f"{path}: {where}: extra_info.nets must map nets to how often they have the layer")
-    return {net: _number(count) for net, count in nets.items()}
+    return {net: float(count) for net, count in nets.items()}
 
 
 def _samples(path: Path, where: str, data: Any) -> np.ndarray:
@@ -200,28 +230,60 @@ def _samples(path: Path, where: str, data: Any) -> np.ndarray:
     return samples
 
 
+def _converted(path: Path, row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row's columns, of their kinds: text is never missing, numbers may be NaN, and only a true that is written
+    as such is true."""
+    names = ("suite", "kernel", "pass", "net", "layer", "dtype", "contender", "target", "reason")
+    where = " ".join(str(row[name]) for name in names if row.get(name))[:100]
+
+    def of_kind(name: str, kind: str) -> Any:
+        value = row.get(name)
+        if kind == TRUTH:
+            return value is True
+        if kind == OTHER:
+            return value
+        if value is None:
+            return {TEXT: "", PROBLEM: None}.get(kind, np.nan)
+        accepted, fits = {
+            TEXT: ("text", isinstance(value, str) or _is_number(value)),
+            NUMBER: ("a number", _is_number(value)),
+            WHOLE: ("a whole number", _is_whole(value)),
+            PROBLEM: ("an object, its sizes whole numbers", _is_problem(value)),
+        }[kind]
+        if not fits:
+            raise ReportError(f"{path}: {where}: `{name}` is {_shown(value)}; accepted is {accepted}")
+        return {TEXT: str, PROBLEM: dict}.get(kind, float)(value)
+
+    return {name: of_kind(name, kind) for name, kind in columns.items()}
+
+
 def _frame(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
-    """The rows as a frame of exactly these columns: text is never missing, numbers may be NaN, and only a
-    true that is written as such is true."""
-    series: dict[str, pd.Series] = {}
-    for name, kind in columns.items():
-        values = [row.get(name) for row in rows]
-        if kind == TEXT:
-            series[name] = pd.Series(["" if value is None else str(value) for value in values], dtype=object)
-        elif kind == NUMBER:
-            series[name] = pd.Series([_number(value) for value in values], dtype=float)
-        elif kind == TRUTH:
-            series[name] = pd.Series([value is True for value in values], dtype=bool)
-        else:
-            series[name] = pd.Series(values, dtype=object)
-    return pd.DataFrame(series)
+    """The converted rows as a frame of exactly these columns."""
+    types = {NUMBER: float, WHOLE: float, TRUTH: bool}
+    return pd.DataFrame(
+        {
+            name: pd.Series([row[name] for row in rows], dtype=types.get(kind, object))  # type: ignore[call-overload]
+            for name, kind in columns.items()
+        }
+    )
 
 
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return float("nan")
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    """Also 3.0: that is how some programs write 3."""
+    return _is_number(value) and abs(value) < 2**53 and float(value).is_integer()
+
+
+def _is_problem(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(_is_whole(value[name]) for name in SIZES if name in value)
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _refuse_duplicates(results: Results) -> None:

@@ -11,6 +11,7 @@ from reports import chart, figures, tables, verdict
 from reports.report import Report
 
 EXTREMES = 8  # how many of the largest wins and of the largest losses are named
+LONGEST_STEM = 40  # of a file's name: suites are named by whoever wrote the results
 
 
 def charts(report: Report) -> dict[str, list[chart.Chart]]:
@@ -36,8 +37,13 @@ def charts(report: Report) -> dict[str, list[chart.Chart]]:
         headed = [(" · ".join(filter(None, key)), of) for key, of in part.groupby(["pass", "dtype"], sort=False)]
         one = figures.speed(headed, measured(report, *part[["run", "device", "clock", "label"]].iloc[0]))
         stem = "".join(letter if letter.isalnum() else "-" for letter in str(suite)).strip("-") or "suite"
-        drawn[f"speed-{number + 1}-{stem}"] = [one] if one else []
+        drawn[f"speed-{number + 1}-{stem[:LONGEST_STEM]}"] = [one] if one else []
     return {name: found for name, found in drawn.items() if found}
+
+
+def is_figure(stem: str) -> bool:
+    """Whether some report's charts may have this name."""
+    return stem in ("overview", "accuracy", "precision", "compiled", "loops") or stem.startswith("speed-")
 
 
 def suites(report: Report) -> list[dict[str, Any]]:

@@ -1,10 +1,8 @@
-"""The page, the summary, the tables and the figures of a report, as files, each written atomically."""
+"""The page, the summary, the tables and the figures of a report, as text and as files."""
 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import chart, page, tables, verdict
+from reports import chart, files, page, tables, verdict
 from reports.headline import headline, precision
 from reports.report import Report
 
@@ -66,12 +64,12 @@ def render(report: Report) -> dict[str, str]:
         "signs": SIGNS,
         "tallied": verdict.TALLIED,
     }
-    files = {
+    rendered = {
         "summary.md": _environment(markdown=True).get_template("summary.md.j2").render(context),
         "index.html": _environment().get_template("index.html.j2").render(context),
     }
-    files |= {f"figures/{name}.svg": text for name, text in svgs.items()}
-    return files | {f"tables/{name}.csv": text for name, text in csv(report).items()}
+    rendered |= {f"figures/{name}.svg": text for name, text in svgs.items()}
+    return rendered | {f"tables/{name}.csv": text for name, text in csv(report).items()}
 
 
 def csv(report: Report) -> dict[str, str]:
@@ -105,25 +103,17 @@ def csv(report: Report) -> dict[str, str]:
     return {name: _whole_runs(frame).to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
 
 
-def write(files: Mapping[str, str | bytes], directory: Path) -> None:
-    """Write every file under the directory, the page last, so that it never shows what is not there yet."""
-    for name in sorted(files, key=lambda name: name == "index.html"):
-        write_file(directory / name, files[name])
+def write(written: Mapping[str, str | bytes], directory: Path) -> None:
+    """Write every file under the directory, the page last, so that it never shows what is not there yet.
 
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Replace one file in a single step: readers see the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    Pictures of an earlier report in the same directory that this one does not have would be taken for its own:
+    they are removed.
+    """
+    names = sorted(written, key=lambda name: name == "index.html")
+    files.write({directory / name: written[name] for name in names})
+    for picture in (directory / "figures").glob("*.svg"):
+        if page.is_figure(picture.stem) and f"figures/{picture.name}" not in written:
+            picture.unlink()
 
 
 def time(seconds: float) -> str:

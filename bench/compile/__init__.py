@@ -6,6 +6,7 @@ loops beside those of a plain GEMM and of peers; ``--configs`` compiles every co
 The rooms, in the order data passes through them:
 
 =========== ===================================================================================
+selection   what the command line names: an error where that is nothing
 jobs        what to compile: kernel, layer, dtype and target, as plain data
 plans       in the worker: plain data -> planned launches on meta tensors (our kernels)
 floors      in the worker: the GEMMs that the loops are compared with
@@ -19,6 +20,6 @@ amdgcn      AMD: assembly text -> listing, registers, spills
 run         jobs -> rows: plan all, compile each distinct kernel once
 loops       the second table: main loops at equal tiles
 configs     every config of the tuning tables: registers, spills, shared memory
-table       rows -> rich tables and JSON
+table       rows -> rich tables
 =========== ===================================================================================
 """

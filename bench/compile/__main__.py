@@ -1,23 +1,33 @@
-"""``python -m bench.compile [--loops | --configs | --bytes] [--json FILE] ...``: see ``bench/compile/__init__.py``."""
+"""``python -m bench.compile [--loops | --configs | --bytes] [--json FILE] ...``: see ``bench/compile/__init__.py``.
+
+Exit code 0; 1 where nothing compiles, where something that was named has no row, and where --configs finds a fault;
+2 for options or a file that cannot be used; 130 or 143 where it was stopped: then the file has what is compiled so far.
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.environment import environment
 from bench.layers import NETS, Layer, layers
 from bench.networks import NETWORKS
+from triton_dirac.runtime import files
 from triton_dirac.runtime.targets import TARGETS
 
 from . import bytes as moved
-from . import configs, loops
+from . import configs, loops, selection
+from . import table as kernel_table
 from .jobs import KERNELS, PEERS, Job, jobs_of_layer
 from .run import rows_of
-from .table import console, print_rows, write_json
+from .selection import split
 
 DTYPES = ("bfloat16", "float32", "tf32", "float16")
 DEFAULT_NETS = [net for net in NETS if net != "DiracNet-34"]  # which has DiracNet-18's layers
@@ -33,17 +43,61 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtypes", help=f"{names}bfloat16, and float32,tf32 for one layer; also float16, tf32x3")
     every = "every layer in every dtype, not only each net's stem and the Dirac layer with the most work"
     parser.add_argument("--all", action="store_true", help=every)
-    parser.add_argument("--loops", action="store_true", help="main loops at equal tiles, beside a plain GEMM")
-    parser.add_argument("--configs", action="store_true", help="every offered config: none may spill or not fit")
-    parser.add_argument("--bytes", action="store_true", help="global bytes of the weight preparation of whole nets")
+    table = parser.add_mutually_exclusive_group()
+    table.add_argument("--loops", action="store_true", help="main loops at equal tiles, beside a plain GEMM")
+    table.add_argument("--configs", action="store_true", help="every offered config: none may spill or not fit")
+    table.add_argument("--bytes", action="store_true", help="global bytes of the weight preparation of whole nets")
     parser.add_argument("--peers", action="store_true", help="add other projects' kernels (--loops has them)")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
-    parser.add_argument("--timeout", type=float, default=120, help="seconds for one kernel")
-    return parser.parse_args(arguments)
+    parser.add_argument("--json", type=_path, help="write the rows to this file, while they are made and at the end")
+    parser.add_argument("--jobs", type=_positive(int), default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument("--timeout", type=_positive(float), default=120, help="seconds for one kernel")
+    options = parser.parse_args(arguments)
+    if wrong := selection.mistake(options):
+        parser.error(wrong)
+    options.selected = jobs_of(options)
+    if wrong := selection.without(options.selected, options):
+        parser.error(wrong)
+    if options.json:  # now, and not after an hour of compiling
+        try:
+            files.require_writable(options.json)
+        except OSError as error:
+            parser.error(
+                f"--json {options.json}: cannot be written ({error}); accepted is a file that is or can be made"
+            )
+    return options
+
+
+def _path(text: str) -> Path:
+    """``~`` is the home directory here too: no shell expands it in --json=~/rows.json."""
+    return Path(os.path.expanduser(text))
+
+
+def _positive(kind: type) -> Callable[[str], Any]:
+    def parsed(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r}; accepted is a number above 0")
+        return value
+
+    return parsed
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
+    """The jobs of the table that is asked for."""
+    targets, dtypes, kernels = (split(getattr(options, name)) for name in ("targets", "dtypes", "kernels"))
+    if options.bytes:
+        nets = split(options.nets) or list(NETWORKS)
+        return moved.jobs_of(targets or moved.TARGETS, dtypes or moved.DTYPES, nets)
+    if options.loops or options.configs:
+        table = loops if options.loops else configs
+        return table.jobs_of(targets or list(table.TARGETS), dtypes or table.DTYPES, kernels or [""])
+    return kernel_jobs(options)
+
+
+def kernel_jobs(options: argparse.Namespace) -> list[Job]:
     """The jobs of the kernel table."""
     targets = split(options.targets) or list(TARGETS)
     nets = split(options.nets) or DEFAULT_NETS
@@ -81,40 +135,58 @@ def representative(of_net: Sequence[Layer]) -> list[Layer]:
     return [layer for layer in of_net if not layer.dirac or layer is most]
 
 
-def split(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile what is selected, write the rows, print the table."""
+    options = parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the terminal's encoding lacks is spelled out
+        sys.stdout.reconfigure(errors="backslashreplace")
+    command = " ".join(["python -m bench.compile", *(sys.argv[1:] if arguments is None else arguments)])
+    header = {"kind": "compile", "environment": environment(command)}
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
 
-
-def main() -> None:
-    options = parse()
-    nets = NETWORKS if options.bytes else NETS
-    for name, known in (("targets", TARGETS), ("nets", nets)):
-        if unknown := [value for value in split(getattr(options, name)) if value not in known]:
-            sys.exit(f"--{name}: {', '.join(unknown)} is not one of {', '.join(known)}")
-    output = console()
-    pool = {"workers": options.jobs, "timeout": options.timeout}
-    if options.bytes:
-        every = {"targets": moved.TARGETS, "dtypes": moved.DTYPES, "nets": tuple(NETWORKS)}
-        asked = [split(getattr(options, name)) or default for name, default in every.items()]
-        rows = moved.table(*asked, **pool)
-        moved.print_rows(rows, output)
-    elif options.loops or options.configs:
-        table = loops if options.loops else configs
-        targets, dtypes = split(options.targets) or list(table.TARGETS), split(options.dtypes) or table.DTYPES
-        rows = rows_of(table.jobs_of(targets, dtypes, split(options.kernels) or [""]), counted=options.loops, **pool)
-        if options.loops:
+    def write(rows: list[dict[str, Any]], planned: int) -> None:
+        """Rows as they are known so far; ``planned`` tells how many there will be."""
+        if options.bytes:
+            moved.add_moved(rows, options.selected, found)
+        elif options.loops:
             loops.add_ratios(rows)
-        table.print_rows(rows, output)
-    else:
-        rows = rows_of(jobs_of(options), **pool)
-        print_rows(rows, output)
-    if options.json:
-        command = " ".join(["python -m bench.compile", *sys.argv[1:]])
-        write_json({"kind": "compile", "environment": environment(command), "rows": rows}, options.json)
+        if options.json:
+            files.replace(options.json, json.dumps({**header, "planned": planned, "rows": rows}, indent=1))
+
+    problem = None
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what there is is written
+    try:
+        pool = {"workers": options.jobs, "timeout": options.timeout}
+        rows = rows_of(options.selected, counted=not options.configs, keep=write, **pool)
+        write(rows, len(rows))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except OSError as error:
+        if options.json is None:
+            raise
+        problem = f"--json {options.json}: {error}"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    table = {"": kernel_table, "loops": loops, "configs": configs, "bytes": moved}[selection.table_of(options)]
+    table.print_rows(rows, kernel_table.console())
+    if options.json and not problem:
         print(f"written: {options.json}")
-    if options.configs and configs.faults(rows):
-        sys.exit(1)
+    return verdict(rows, options, problem)
+
+
+def verdict(rows: list[dict[str, Any]], options: argparse.Namespace, problem: str | None) -> int:
+    """The exit code, and why it is not 0."""
+    if problem:
+        print(f"bench.compile: {problem}", file=sys.stderr)
+        return 2
+    if wrong := selection.without(rows, options):
+        print(f"bench.compile: {wrong}: no such kernel is offered", file=sys.stderr)
+        return 1
+    if not any(row["ok"] for row in rows):
+        print(f"bench.compile: none of {len(rows)} kernels compiles", file=sys.stderr)
+        return 1
+    return 1 if options.configs and configs.faults(rows) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

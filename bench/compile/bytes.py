@@ -11,7 +11,7 @@ each other access is left out of this; what those move is added from the plan, o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,11 +27,11 @@ from triton_dirac.weight_prep import multi as weight_prep_multi
 
 from . import plans
 from .jobs import Job
-from .run import rows_of
 from .table import widths
 
 TARGETS = ("cuda:80", "cuda:90", "hip:gfx942")
 DTYPES = ("bfloat16", "float32")
+ACCEPTED = (*DTYPES, "float16")  # that may be asked for
 WEIGHT_BYTES = 4  # parameters are float32
 ROW_READS = {False: 4, True: 8}  # backward: beta; beta and norm (and one element of the gradient)
 ROW_WRITES = {False: 4, True: 8}  # norm; dalpha and dbeta
@@ -69,15 +69,17 @@ def prep_net(job: Job) -> tuple[str, list[Launch]]:
     return f"{len(launches[0].constexprs['KINDS'])} kinds w{launches[0].options['num_warps']}", launches
 
 
-def table(targets: Sequence[str], dtypes: Sequence[str], nets: Sequence[str], **options: Any) -> list[dict[str, Any]]:
-    """The rows of ``run.rows_of``, each with what is counted here; ``options`` are that function's."""
-    jobs = jobs_of(targets, dtypes, nets)
+def add_moved(
+    rows: Iterable[dict[str, Any]], jobs: Iterable[Job], found: dict[tuple[str, ...], dict[str, Any]]
+) -> None:
+    """What is counted here, into the rows of ``run.rows_of``, in place; ``found`` remembers it from call to call."""
     known = {(job.kernel, job.net, job.layer, job.dtype, job.target): job for job in jobs}
-    rows = rows_of(jobs, **options)
     for row in rows:
-        job = known[row["kernel"], row["net"], row["layer"], row["dtype"], row["target"]]
-        row |= moved(row, job) if row["ok"] else dict.fromkeys(["bytes_per_weight", "moved_over_least"])
-    return rows
+        key = (row["kernel"], row["net"], row["layer"], row["dtype"], row["target"])
+        if key not in found:
+            nothing = dict.fromkeys(["bytes_per_weight", "moved_over_least"])
+            found[key] = moved(row, known[key]) if row["ok"] else nothing
+        row |= found[key]
 
 
 def moved(row: dict[str, Any], job: Job) -> dict[str, Any]:

@@ -36,15 +36,14 @@ GEMMS: dict[str, tuple[str, dict[str, Any]]] = {
     FLOOR: ("bench.compile.floors:plan_gemm", {"masked": False}),
     "GEMM, masks": ("bench.compile.floors:plan_gemm", {"masked": True}),
 }
-CONVOLUTIONS = {name: planner for name, planner in KERNELS.items() if "loader" in planner[1]}
+CANDIDATES = PEERS | {name: planner for name, planner in KERNELS.items() if "loader" in planner[1]}
 
 
 def jobs_of(
     targets: Sequence[str] = TARGETS, dtypes: Sequence[str] = DTYPES, kernels: Sequence[str] = ("",)
 ) -> list[Job]:
     """All jobs of the table; ``kernels`` are parts of the names wanted beside the GEMMs."""
-    candidates = PEERS | CONVOLUTIONS
-    wanted = {name: candidates[name] for name in candidates if any(part in name for part in kernels)}
+    wanted = {name: CANDIDATES[name] for name in CANDIDATES if any(part in name for part in kernels)}
     return [
         Job(
             *(kernel, planner, layer.net, layer.name, dtype, target, layer.problem, layer.count),

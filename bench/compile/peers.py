@@ -93,7 +93,7 @@ def _flag_gems(file: str, function: str) -> Any:
     spec = importlib.util.find_spec("flag_gems")
     if spec is None or not spec.submodule_search_locations:
         raise NotInstalled('flag_gems is not installed (pip install "triton-dirac[peers]")')
-    text = (Path(spec.submodule_search_locations[0]) / "ops" / file).read_text()
+    text = (Path(spec.submodule_search_locations[0]) / "ops" / file).read_text(encoding="utf-8")
     functions = (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
     node = next(node for node in functions if node.name == function)
     source = ast.get_source_segment(text, node)

@@ -1,10 +1,8 @@
-"""Rows -> what a person reads (rich) and what the report reads (JSON)."""
+"""Rows of the kernel table -> what a person reads."""
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -69,12 +67,3 @@ def _cells(row: dict[str, Any]) -> list[Text]:
 def widths(counts: dict[str, int]) -> str:
     """Instructions by bytes a thread: {"16": 8, "2": 1} -> ``8x16B 1x2B``."""
     return " ".join(f"{n}x{size}B" for size, n in counts.items())
-
-
-def write_json(data: dict[str, Any], path: Path) -> None:
-    """Write all or nothing: a reader never sees half a file."""
-    text = json.dumps(data, indent=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    part.write_text(text)
-    part.replace(path)

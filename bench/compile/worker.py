@@ -1,4 +1,4 @@
-"""``python -m bench.compile.worker``: plans and compiles what it reads, one JSON line in, one out.
+"""``python -m bench.compile.worker FOLDER``: plans and compiles what it reads, one JSON line in, one out.
 
 A process of its own because a process that interprets kernels cannot compile them, and because a compiler
 may crash or hang. The launch is specialised by Triton's own JIT code, so that what is analysed is what a
@@ -11,9 +11,13 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import triton
@@ -30,6 +34,7 @@ from .counts import count
 from .jobs import Job
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+GRACE = 0.5  # seconds that an idle worker has to leave by itself
 TENSOR_MEMORY_COLUMNS = 512  # of a Blackwell multiprocessor; Triton launches no kernel that needs more
 
 
@@ -110,18 +115,40 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {"ok": True, "config": config, "launches": planned}
 
 
-def main() -> None:
-    """Serve requests until the input ends; what compilers print goes to the error stream."""
+def main(folder: str) -> None:
+    """Serve requests until the input ends, then remove ``folder``; what compilers print goes to the error stream."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    requests: SimpleQueue[str | None] = SimpleQueue()
+    threading.Thread(target=listen, args=(requests, folder), daemon=True).start()
+    try:
+        for line in iter(requests.get, None):
+            print(json.dumps(reply_to(line)), file=replies, flush=True)
+    except BrokenPipeError:  # whoever asked is gone
+        pass
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def reply_to(line: str) -> dict[str, Any]:
+    try:
+        return answer(json.loads(line))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return {"ok": False, "error": describe(error)}
+
+
+def listen(requests: SimpleQueue[str | None], folder: str) -> None:
+    """Pass the input on. It ends when the asking process ends, killed or not: then nobody waits for a kernel that may
+    take minutes, or hang, and nobody else removes the folder."""
     for line in sys.stdin:
-        try:
-            reply = answer(json.loads(line))
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            reply = {"ok": False, "error": describe(error)}
-        print(json.dumps(reply), file=replies, flush=True)
+        requests.put(line)
+    requests.put(None)
+    time.sleep(GRACE)  # an idle worker is gone by now
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.getpgid(0) == os.getpid():  # with the compilers that it started
+        os.killpg(0, signal.SIGKILL)
 
 
 def describe(error: BaseException) -> str:
@@ -136,4 +163,4 @@ def describe(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

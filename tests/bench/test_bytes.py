@@ -7,6 +7,7 @@ from rich.console import Console
 
 from bench.compile import bytes as moved
 from bench.compile import plans, ttgir
+from bench.compile.run import rows_of
 from bench.networks import shapes
 
 THREADS = 256
@@ -103,7 +104,9 @@ def test_the_plans_are_those_of_the_kernel_table():
 @pytest.fixture(scope="module")
 def rows():
     """One layer and its net, forward and backward, compiled for one GPU."""
-    found = moved.table(["cuda:80"], ["bfloat16"], ["DiracNet-34-2"], workers=2, timeout=120)
+    jobs = moved.jobs_of(["cuda:80"], ["bfloat16"], ["DiracNet-34-2"])
+    found = rows_of(jobs, workers=2, timeout=120)
+    moved.add_moved(found, jobs, {})
     assert all(row["ok"] for row in found), [row["error"] for row in found]
     return found
 

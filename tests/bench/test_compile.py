@@ -13,7 +13,6 @@ from bench.compile.counts import count
 from bench.compile.jobs import KERNELS, Job
 from bench.compile.pool import Pool
 from bench.compile.run import distinct_rows, rows_of
-from bench.compile.table import write_json
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import TARGETS
@@ -281,14 +280,6 @@ def test_loader_that_is_not_offered_has_no_launches():
 
 def test_jobs_cross_to_workers_unchanged():
     assert Job.from_json(json.loads(json.dumps(gemm("cuda:90").to_json()))) == gemm("cuda:90")
-
-
-def test_json_is_replaced_whole(tmp_path):
-    path = tmp_path / "new" / "compile.json"
-    write_json({"rows": [1]}, path)
-    with pytest.raises(TypeError):
-        write_json({"rows": object()}, path)
-    assert json.loads(path.read_text()) == {"rows": [1]}
 
 
 def test_ratio_is_to_the_floor_of_the_same_tile():

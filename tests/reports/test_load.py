@@ -1,11 +1,16 @@
 """Every kind of input that no report can be made from is refused by name."""
 
+import copy
 import json
+import math
+import random
 
 import pytest
 
 from reports.__main__ import main
 from reports.load import ReportError, load
+from reports.render import render
+from reports.report import build
 from tests.reports.reports_data import benchmark, compile_table, cpu_results, loop_table
 
 PLACE = ("conv", "fprop", "Net", "layer", "float16", "cudnn")
@@ -74,6 +79,61 @@ def test_nets_that_map_to_no_number(tmp_path, nets):
     assert "extra_info.nets must map nets to how often" in refused(tmp_path, content)
 
 
+@pytest.mark.parametrize(
+    "extra, expected",
+    [
+        ({"published_batch": 1.5}, "`published_batch` is 1.5; accepted is a whole number"),
+        ({"published_batch": True}, "`published_batch` is True; accepted is a whole number"),
+        ({"flops": "1e9"}, "`flops` is '1e9'; accepted is a number"),
+        ({"bytes": [1]}, "`bytes` is [1]; accepted is a number"),
+        ({"label": {"a": 1}}, "`label` is {'a': 1}; accepted is text"),
+        ({"problem": {"N": None}}, "`problem` is {'N': None}; accepted is an object, its sizes whole numbers"),
+        ({"problem": {"N": 0.5}}, "`problem` is {'N': 0.5}; accepted is an object, its sizes whole numbers"),
+        ({"problem": "large"}, "`problem` is 'large'; accepted is an object"),
+        ({"nets": {"Net": 1.5}}, "extra_info.nets must map nets to how often"),
+    ],
+)
+def test_values_of_another_kind(tmp_path, extra, expected):
+    message = refused(tmp_path, {"benchmarks": [benchmark(*PLACE, [1.0], **extra)]})
+    assert expected in message
+    assert "conv" in message, "the row is named"
+
+
+@pytest.mark.parametrize("batch", [128, 128.0, None])
+def test_a_whole_number_may_be_written_as_a_float_or_left_out(tmp_path, batch):
+    file = tmp_path / "input.json"
+    file.write_text(json.dumps({"benchmarks": [benchmark(*PLACE, [1.0], published_batch=batch)]}))
+    (read,) = load([file]).benchmarks["published_batch"]
+    assert read == 128 or (batch is None and math.isnan(read))
+
+
+DEEP = "[" * 30 + "]" * 30
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("[" * 100_000, "JSON that cannot be read"),
+        ("9" * 5000, "JSON that cannot be read"),
+        (json.dumps({"benchmarks": [], "environment": {"deep": json.loads(DEEP)}}), "nested deeper than 20 levels"),
+        ('{"benchmarks": [], "flops": 1' + "0" * 400 + "}", "a whole number of 401 digits"),
+        (
+            '{"benchmarks": [], "environment": {"gpu": "a\\ud800"}}',
+            "'a\\ud800' holds a character that no page can show",
+        ),
+        ('{"benchmarks": [], "\\u0000": 1}', "'\\x00' holds a character that no page can show"),
+    ],
+)
+def test_json_that_no_table_or_page_can_hold(tmp_path, text, expected):
+    assert expected in refused(tmp_path, text)
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path):
+    file = tmp_path / "input.json"
+    file.write_text("\ufeff" + json.dumps({"benchmarks": [benchmark(*PLACE, [1.0])]}), encoding="utf-8")
+    assert len(load([file]).benchmarks) == 1
+
+
 def test_two_times_for_one_thing(tmp_path):
     message = refused(tmp_path, {"benchmarks": [benchmark(*PLACE, [1.0]), benchmark(*PLACE, [2.0])]})
     assert "more than one benchmark of conv · fprop · Net · layer · float16 · cudnn" in message
@@ -105,6 +165,66 @@ def test_both_kinds_are_read_and_told_apart(tmp_path):
         frame = getattr(results, name)
         assert set(frame["run"]) == {run}
         assert len(frame) == len(contents[run][key])
+
+
+def test_whatever_a_file_holds_it_is_a_report_or_one_error(tmp_path):
+    """One value after another is replaced by what nobody expects there: never another exception, never a report that
+    cannot be written."""
+    contents = [cpu_results(), compile_table(), loop_table()]
+    contents[0]["benchmarks"], contents[0]["accuracy"] = contents[0]["benchmarks"][:4], contents[0]["accuracy"][-2:]
+    contents[0]["not_run"] = contents[0]["not_run"][:1]
+    contents[1]["rows"], contents[2]["rows"] = contents[1]["rows"][-3:], contents[2]["rows"][:3]
+    draw, file, made = random.Random(0), tmp_path / "input.json", 0
+    for content in contents:
+        places = list(_places(content))
+        for place in draw.sample(places, 25):
+            changed = copy.deepcopy(content)
+            *above, key = place
+            _at(changed, above)[key] = draw.choice(UNEXPECTED)
+            file.write_text(json.dumps(changed))
+            try:
+                files = render(build(load([file])))
+            except ReportError:
+                continue
+            assert all(text.encode() for text in files.values())
+            made += 1
+    assert made > 10
+
+
+UNEXPECTED = [
+    None,
+    1.5,
+    -1,
+    0,
+    True,
+    10**20,
+    1e308,
+    5e-324,
+    math.nan,
+    math.inf,
+    "",
+    "x",
+    "$x$",
+    [],
+    {},
+    [None],
+    {"N": 1},
+]
+
+
+def _places(value, above=()):
+    """The path of every value inside, of lists the first three."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value[:3])
+        for key, part in items:
+            yield (*above, key)
+            yield from _places(part, (*above, key))
+
+
+def _at(value, path):
+    for key in path:
+        value = value[key]
+    return value
 
 
 @pytest.mark.parametrize("what", ["missing", "directory", "binary"])

@@ -312,23 +312,6 @@ def test_options_say_what_they_accept(tmp_path, capsys, option):
     assert "accepted is" in capsys.readouterr().err
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    file = tmp_path / "index.html"
-    render.write_file(file, "old")
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        render.write_file(file, "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
-    assert file.read_text() == "old"
-
-
-def test_the_page_is_written_last(tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(render, "write_file", lambda path, _: written.append(path.name))
-    render.write({"index.html": "", "summary.md": "", "tables/a.csv": ""}, tmp_path)
-    assert written[-1] == "index.html"
-
-
 def test_reports_knows_nothing_of_what_it_reports_on():
     for file in Path(page.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

@@ -1,1 +1,1 @@
-"""What every room's kernels share: launching, replaying, operator registration, autotuning, GPU targets."""
+"""What every room's kernels share: launching, replaying, operator registration, autotuning, GPU targets, files."""
