@@ -2,13 +2,18 @@
 
 Every error names the argument and its value and says what is accepted: TypeError for types and dtypes, ValueError for
 shapes and values.
+
+``stand_ins`` and ``exact_geometry`` come before anything is looked up under a call's arguments: 2, 2.0 and True are
+equal keys, and only the first is a stride. What an earlier call asked for must not decide what this one may.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +23,9 @@ from triton_dirac.runtime.tracing import is_plain
 
 ACTIVATIONS = (None, "relu")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
+LAYER = ("weight", "alpha", "beta")
+CONV = ("input", "weight", "bias", "alpha")
+DIRAC = ("input", "weight", "alpha", "beta", "bias")
 
 IntOrPair = int | Sequence[int]
 
@@ -35,8 +43,131 @@ class Call(NamedTuple):
         return self.problem.stride, self.problem.padding, self.problem.dilation, self.problem.groups
 
 
+def stand_ins(names: tuple[str, ...], tensors: tuple, optional: tuple[str, ...] = ()) -> tuple:
+    """What among ``tensors`` is none and takes the whole call instead (``__torch_function__``, as torch.fx's proxies).
+
+    Raises:
+        TypeError: something is neither, nor None where the argument of that name is ``optional``.
+    """
+    for name, tensor in zip(names, tensors, strict=True):
+        if isinstance(tensor, Tensor) or (tensor is None and name in optional):
+            continue
+        if not hasattr(type(tensor), "__torch_function__"):
+            accepted = "a torch.Tensor or None" if name in optional else "a torch.Tensor"
+            raise TypeError(f"{name} must be {accepted}, got {_described(tensor)}")
+        return tuple(other for other in tensors if hasattr(type(other), "__torch_function__"))
+    return ()
+
+
+def _described(value: Any) -> str:
+    kind = type(value)
+    short = value is None or isinstance(value, (bool, int, float, str))
+    return repr(value) if short else f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+
+
+def as_index(value: Any) -> int | None:
+    """An index-like integer (numpy's, a tensor of one) as a plain one, a symbol as it is; None for what torch takes for
+    no integer: bool and float among them."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
+    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def as_indices(value: Any) -> tuple[int | None, ...] | None:
+    """The entries of a tuple, or of what has a length and an order like one, by ``as_index``; None for other things."""
+    if isinstance(value, (str, bytes, dict, set, frozenset)):
+        return None
+    try:
+        return tuple(as_index(entry) for entry in value) if len(value) else ()
+    except TypeError:  # no length, or no entries: a tensor of no dimensions has neither
+        return None
+
+
+def exact_geometry(
+    stride: IntOrPair, padding: IntOrPair | str, dilation: IntOrPair, groups: int
+) -> tuple[IntOrPair, IntOrPair | str, IntOrPair, int]:
+    """The four as plain integers and pairs of them, or padding's word; whether they fit a problem is seen later."""
+    if type(stride) is not int:
+        stride = _exact("stride", stride, 1)
+    if type(padding) is not int and not isinstance(padding, str):
+        padding = _exact("padding", padding, 0)
+    if type(dilation) is not int:
+        dilation = _exact("dilation", dilation, 1)
+    if type(groups) is not int:
+        groups = exact_groups(groups)
+    return stride, padding, dilation, groups
+
+
+def exact_groups(groups: Any) -> int:
+    number = as_index(groups)
+    if number is None:
+        raise ValueError(f"groups must be a positive integer, got {groups!r}")
+    return number
+
+
+def exact_preparation(eps: Any, identity: Any, groups: Any, *, of_layers: bool = False) -> tuple[float, bool, Any]:
+    """eps, identity and groups as a float, a bool and a plain integer; ``of_layers``: or as one for each layer."""
+    eps = exact_eps(eps)
+    identity = identity if type(identity) is bool else _exact_flag("identity", identity)
+    if type(groups) is not int:
+        groups = _exact_of_layers(groups) if of_layers else exact_groups(groups)
+    return eps, identity, groups
+
+
+def exact_eps(eps: Any) -> float:
+    if type(eps) is float:
+        return eps
+    if isinstance(eps, Tensor) or not isinstance(eps, Real):
+        raise TypeError(f"eps must be a number, got {_described(eps)}")
+    return float(eps)
+
+
+def _exact_flag(name: str, value: Any) -> bool:
+    if isinstance(value, Tensor) or value not in (True, False):
+        raise TypeError(f"{name} must be True or False, got {_described(value)}")
+    return bool(value)
+
+
+def check_dtype(dtype: Any) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point dtype, got {dtype!r}")
+
+
+def _exact_of_layers(groups: Any) -> int | tuple[int, ...]:
+    """One number for all layers, or one for each."""
+    number = as_index(groups)
+    if number is not None:
+        return number
+    numbers = as_indices(groups)
+    if numbers is None or None in numbers:
+        raise ValueError(f"groups must be an integer or one for each layer, got {groups!r}")
+    return numbers  # type: ignore[return-value]
+
+
+def _exact(name: str, value: Any, least: int) -> IntOrPair:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int:
+        return value
+    number = as_index(value)
+    if number is not None:
+        return number
+    numbers = as_indices(value)
+    if numbers is None or None in numbers or len(numbers) not in (1, 2):
+        raise ValueError(_no_pair(name, value, least))
+    return numbers[0] if len(numbers) == 1 else numbers  # type: ignore[return-value]
+
+
+def _no_pair(name: str, value: Any, least: int) -> str:
+    kind = "positive" if least == 1 else "non-negative"
+    return f"{name} must be a {kind} integer or a pair of them, got {value!r}"
+
+
 def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision) -> Call:
-    """The convolution that the arguments of ``conv2d`` describe; a lone image has been made a batch of one."""
+    """The convolution that the arguments of ``conv2d`` describe, its geometry exact; a lone image is a batch of one."""
     check_same_device(input=input, weight=weight, bias=bias, alpha=alpha)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or 'relu', got {activation!r}")
@@ -50,9 +181,9 @@ def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, ac
     problem = resolve(
         tuple(input.shape),
         tuple(weight.shape),
-        _hashable(stride),
-        padding if isinstance(padding, str) else _hashable(padding),
-        _hashable(dilation),
+        stride,
+        padding,
+        dilation,
         groups,
     )
     if bias is not None:
@@ -60,16 +191,11 @@ def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, ac
     return Call(problem, activation == "relu", precision or "default")
 
 
-def _hashable(value: IntOrPair) -> IntOrPair:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _pair(name: str, value: IntOrPair, least: int) -> tuple[int, int]:
-    """An integer or a pair of integers, each at least ``least``, as a pair."""
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
-    if len(pair) != 2 or not all(isinstance(n, (int, torch.SymInt)) and n >= least for n in pair):
-        kind = "positive" if least == 1 else "non-negative"
-        raise ValueError(f"{name} must be a {kind} integer or a pair of them, got {value!r}")
+    """An integer or a pair of integers, plain ones, as a pair; each must be at least ``least``."""
+    pair = value if isinstance(value, tuple) else (value, value)
+    if pair[0] < least or pair[1] < least:  # type: ignore[operator]
+        raise ValueError(_no_pair(name, value, least))
     return pair  # type: ignore[return-value]
 
 
@@ -82,7 +208,7 @@ def _resolve(input_shape, weight_shape, stride, padding, dilation, groups) -> Co
     k, group_channels, r, s = weight_shape
     stride = _pair("stride", stride, 1)
     dilation = _pair("dilation", dilation, 1)
-    if not isinstance(groups, int) or groups < 1 or c % groups or k % groups:
+    if groups < 1 or c % groups or k % groups:
         raise ValueError(
             f"groups must be a positive integer that divides input's {c} channels and weight's {k} filters, "
             f"got {groups!r}"
@@ -127,13 +253,59 @@ def check_dirac_arguments(weight, alpha, beta, eps, groups, ranks) -> None:
     if not weight.is_floating_point():
         raise TypeError(f"weight must be floating-point, got {weight.dtype}")
     filters = weight.shape[0]
-    if not isinstance(groups, int) or groups < 1 or filters % groups:
+    groups = as_index(groups)
+    if groups is None or groups < 1 or filters % groups:
         raise ValueError(f"groups must be a positive integer that divides weight's {filters} filters, got {groups!r}")
     check_per_filter("alpha", alpha, filters, "weight", weight.dtype)
     check_per_filter("beta", beta, filters, "weight", weight.dtype)
     check_same_device(weight=weight, alpha=alpha, beta=beta)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps!r}")
+
+
+def wants_channels_last(weight: Tensor, memory_format: torch.memory_format | None) -> bool:
+    """Whether prepared filters are to be channels-last: as ``memory_format`` says, or as the weight is."""
+    own = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.dim())
+    if memory_format is None:
+        return own is not None and not weight.is_contiguous() and weight.is_contiguous(memory_format=own)
+    if memory_format not in (torch.contiguous_format, own):
+        raise ValueError(
+            f"memory_format of a {weight.dim()}-D weight must be torch.contiguous_format"
+            f"{f' or {own}' if own else ''}, got {memory_format}"
+        )
+    return memory_format == own
+
+
+def check_layers(layers: Sequence[Any]) -> None:
+    """That each is (weight, alpha, beta), three tensors; what is looked at first in ``dirac_weights``."""
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, (tuple, list)) or len(layer) != 3:
+            got = f"{len(layer)} items" if isinstance(layer, (tuple, list)) else _described(layer)
+            raise ValueError(f"layers[{index}] must be (weight, alpha, beta), got {got}")
+        for name, tensor in zip(LAYER, layer, strict=True):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"layers[{index}]: {name} must be a torch.Tensor, got {_described(tensor)}")
+
+
+def check_layers_arguments(
+    layers: Sequence[Any], eps: float, groups: Sequence[int], dtype: Any, memory_format: Any
+) -> None:
+    """The rest of them, for layers that ``check_layers`` let through."""
+    if len(groups) != len(layers):
+        raise ValueError(f"groups must be an integer or one for each of {len(layers)} layers, got {groups!r}")
+    if memory_format not in (None, torch.contiguous_format, torch.channels_last):
+        raise ValueError(
+            f"memory_format must be None, torch.contiguous_format or torch.channels_last, got {memory_format}"
+        )
+    if dtype is not None:
+        check_dtype(dtype)
+    for index, (layer, group) in enumerate(zip(layers, groups, strict=True)):
+        try:
+            weight, alpha, beta = layer
+            check_dirac_arguments(weight, alpha, beta, eps, group, (3, 4, 5))
+            check_same_device(**{"layers[0]'s weight": layers[0][0], "weight": layer[0]})
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"layers[{index}]: {error}") from None
 
 
 def check_per_filter(name: str, tensor: Tensor, filters: int, owner: str, dtype: torch.dtype) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -26,48 +28,67 @@ def from_conv(conv: _ConvNd, *, form: str = "split", backend: str = "auto") -> D
     which beta can learn to use. Filters without an identity term get alpha = 1, which does nothing.
 
     Sizes, stride, padding mode, groups, bias, dtype, device, memory format, training mode and requires_grad
-    are taken over; ``conv`` is not changed. form, backend: as ``dirac_conv2d``'s.
+    are taken over; ``conv`` is not changed. Of a parametrised conv (``torch.nn.utils.parametrizations``) the weight
+    that its next call would use is taken, and trained if anything that it is made of is. form, backend: as
+    ``dirac_conv2d``'s.
 
     Raises:
         TypeError: conv is not one of the three, overrides its forward, or is complex.
-        ValueError: conv is lazy and has not run yet, has forward hooks, or holds a filter that is not finite
-            or whose norm its dtype cannot hold.
+        ValueError: conv is lazy and has not run yet, has forward hooks (weight_norm's and pruning's older ones among
+            them), or holds a filter that is not finite or whose norm its dtype cannot hold.
     """
     name = type(conv).__name__
     dirac = next((dirac for dirac in DIRAC_CONVS if isinstance(conv, dirac.torch_class)), None)
     if dirac is None:
         raise TypeError(f"conv must be an nn.Conv1d, nn.Conv2d or nn.Conv3d, got {name}")
-    if type(conv).forward is not dirac.torch_class.forward:
+    if not _is_plain(conv, dirac.torch_class):
         raise TypeError(f"conv must compute what nn.Conv{dirac.dims}d does, but {name} overrides forward")
     if isinstance(conv.weight, UninitializedParameter):
         raise ValueError(f"conv must have its sizes, but this {name} has not run yet")
     if conv._forward_hooks or conv._forward_pre_hooks:
         raise ValueError("conv must have no forward hooks: they may change its function and are not taken over")
-    alpha, beta, filters = _decompose(conv.weight, conv.groups)
+    own_weight, own_bias = _tensors(conv)
+    alpha, beta, filters = _decompose(own_weight, conv.groups)
     layer = dirac(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,
         conv.padding,
         conv.dilation,
-        conv.bias is not None,
+        own_bias is not None,
         stride=conv.stride,
         groups=conv.groups,
         padding_mode=conv.padding_mode,
         form=form,
         backend=backend,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
+        device=own_weight.device,
+        dtype=own_weight.dtype,
     )
     weight = torch.where(_rows(beta, filters) > 0, filters, layer.weight.double())
-    layer.weight = nn.Parameter(torch.empty_like(conv.weight).copy_(weight))  # in conv's memory format
+    layer.weight = nn.Parameter(torch.empty_like(own_weight).copy_(weight))  # in conv's memory format
     layer.alpha.copy_(alpha)
     layer.beta.copy_(beta)
     for parameter in (layer.weight, layer.alpha, layer.beta):
-        parameter.requires_grad_(conv.weight.requires_grad)
-    if conv.bias is not None:
-        layer.bias = nn.Parameter(conv.bias.clone(), requires_grad=conv.bias.requires_grad)
+        parameter.requires_grad_(own_weight.requires_grad)
+    if own_bias is not None:
+        layer.bias = nn.Parameter(own_bias.detach().clone(), requires_grad=own_bias.requires_grad)
     return layer.train(conv.training)
+
+
+def _is_plain(conv: _ConvNd, torch_class: type[_ConvNd]) -> bool:
+    """Whether conv's function is torch's own: neither its class nor the object itself overrides what makes it up."""
+    methods = ("forward", "_conv_forward", "__call__")
+    return not any(
+        name in vars(conv) or getattr(type(conv), name) is not getattr(torch_class, name) for name in methods
+    )
+
+
+@torch.enable_grad()
+def _tensors(conv: _ConvNd) -> tuple[Tensor, Tensor | None]:
+    """conv's weight and bias, each made once: a parametrisation may make another each time (spectral_norm in training),
+    and changes conv by it, so that a copy does."""
+    twin = copy.deepcopy(conv)
+    return twin.weight, twin.bias
 
 
 def _decompose(weight: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,8 +12,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
-from triton_dirac.checks import IntOrPair, check_call, check_dirac_arguments, check_per_filter, check_same_device
+from triton_dirac import checks
+from triton_dirac.checks import IntOrPair, check_call, check_dirac_arguments, check_per_filter
 from triton_dirac.conv import torch_backend as conv_torch
 from triton_dirac.runtime.remembered import Remembered
 from triton_dirac.runtime.tracing import autocast_dtype, is_plain, is_transformed
@@ -37,6 +39,7 @@ BACKENDS = ("auto", "triton", "torch")
 FORMS = ("split", "materialised")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PREP_DTYPES = (*TRITON_DTYPES, torch.float64)
+_hand_over: Any = handle_torch_function  # its type would have every argument spelled out
 
 
 def dirac_weight(
@@ -73,14 +76,17 @@ def dirac_weight(
     Source: DiracNets, arXiv 1706.00388.
     """
     layer = (weight, alpha, beta)
-    key = (eps, identity, dtype, memory_format, groups, type(groups), backend)
+    if others := checks.stand_ins(checks.LAYER, layer):
+        how: Any = {"dtype": dtype, "memory_format": memory_format, "groups": groups, "backend": backend}
+        return _hand_over(dirac_weight, others, *layer, eps=eps, identity=identity, **how)
+    eps, identity, groups = checks.exact_preparation(eps, identity, groups)
+    key = (eps, identity, dtype, memory_format, groups, backend)
     plan = None if torch.compiler.is_compiling() else _plans.find(key, layer)
     if plan is None:
         check_dirac_arguments(weight, alpha, beta, eps, groups, (3, 4, 5))
         dtype = weight.dtype if dtype is None else dtype
-        if not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
-        channels_last = _wants_channels_last(weight, memory_format)
+        checks.check_dtype(dtype)
+        channels_last = checks.wants_channels_last(weight, memory_format)
         if use_triton(backend, weight.dtype, weight.device, PREP_DTYPES):
             return prep_op.weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups)
         net = cpu_prep.net_of([layer], [groups])
@@ -122,10 +128,10 @@ def dirac_weights(
         As ``dirac_weight``; messages begin with the layer's index.
     """
     layers = list(layers)
+    checks.check_layers(layers)
+    eps, identity, of_layers = checks.exact_preparation(eps, identity, groups, of_layers=True)
     tensors = [tensor for layer in layers for tensor in layer]
-    of_layers = groups if isinstance(groups, int) else tuple(groups)
-    sizes = tuple(map(len, layers))
-    key = (sizes, eps, identity, dtype, memory_format, of_layers, type(of_layers), backend)
+    key = (len(layers), eps, identity, dtype, memory_format, of_layers, backend)
     traced = torch.compiler.is_compiling()
     plan = None if traced else _plans.find(key, tensors)
     if plan is None:
@@ -160,27 +166,11 @@ _plans: Remembered[_Plan] = Remembered()
 
 def _plan(layers, eps, dtype, memory_format, groups, backend) -> _Plan:
     groups = [groups] * len(layers) if isinstance(groups, int) else list(groups)
-    if len(groups) != len(layers):
-        raise ValueError(f"groups must be an integer or one for each of {len(layers)} layers, got {groups!r}")
-    if memory_format not in (None, torch.contiguous_format, torch.channels_last):
-        raise ValueError(
-            f"memory_format must be None, torch.contiguous_format or torch.channels_last, got {memory_format}"
-        )
-    for index, (layer, group) in enumerate(zip(layers, groups, strict=True)):
-        if len(layer) != 3:
-            raise ValueError(f"layers[{index}] must be (weight, alpha, beta), got {len(layer)} items")
-        try:
-            weight, alpha, beta = layer
-            check_dirac_arguments(weight, alpha, beta, eps, group, (3, 4, 5))
-            check_same_device(**{"layers[0]'s weight": layers[0][0], "weight": layer[0]})
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"layers[{index}]: {error}") from None
-    if dtype is not None and not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
+    checks.check_layers_arguments(layers, eps, groups, dtype, memory_format)
     weights = [weight for weight, _, _ in layers]
     on_triton = [use_triton(backend, weight.dtype, weight.device, PREP_DTYPES) for weight in weights]
     own = memory_format is None
-    last = [_wants_channels_last(w, None) if own else memory_format == torch.channels_last for w in weights]
+    last = [checks.wants_channels_last(w, None) if own else memory_format == torch.channels_last for w in weights]
     layouts = [_format(weight.dim(), wants) for weight, wants in zip(weights, last, strict=True)]
     one_launch = all(on_triton) and HAS_TRITON and prep_op.may_batch(layers)
     net = None if any(on_triton) or one_launch else cpu_prep.net_of(layers, groups)
@@ -235,18 +225,23 @@ def conv2d(
     Under autocast input and weight are cast first, as torch's are; bias and alpha, added in float32, stay.
     """
     tensors = (input, weight, bias, alpha)
+    if others := checks.stand_ins(checks.CONV, tensors, ("bias", "alpha")):
+        geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        rest: Any = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
+        return _hand_over(conv2d, others, input, weight, bias, **geometry, **rest)
+    stride, padding, dilation, groups = checks.exact_geometry(stride, padding, dilation, groups)
     given = bias is not None, alpha is not None
-    options = (given, stride, padding, dilation, groups, type(groups), activation, precision, backend)
+    options = (given, stride, padding, dilation, groups, activation, precision, backend)
     if HAS_TRITON and not torch.compiler.is_compiling() and (known := replay.find(tensors, options)):
         return conv_op.replay_conv2d(tensors, known)
-    rest: Any = (bias, stride, padding, dilation, groups)
+    args: Any = (bias, stride, padding, dilation, groups)
     how: dict[str, Any] = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
     if input.dim() == 3:
-        return conv2d(input.unsqueeze(0), weight, *rest, **how).squeeze(0)
+        return conv2d(input.unsqueeze(0), weight, *args, **how).squeeze(0)
     dtype = autocast_dtype(input)
     ready = _ready(input, dtype, backend), _ready(weight, dtype, backend)
     if ready[0] is not input or ready[1] is not weight:
-        return conv2d(*ready, *rest, **how)
+        return conv2d(*ready, *args, **how)
     if weight.dtype != input.dtype:
         raise TypeError(f"weight must have input's dtype {input.dtype}, got {weight.dtype}")
     if alpha is not None:
@@ -294,12 +289,16 @@ def dirac_conv2d(
     Source: DiracNets, arXiv 1706.00388.
     """
     tensors = (input, weight, alpha, beta, bias)
-    # 1.0 is as good a key as 1, and not as good a number of groups.
-    geometry = (stride, padding, dilation, groups, type(groups))
-    options = (bias is not None, *geometry, form, eps, activation, precision, backend)
+    if others := checks.stand_ins(checks.DIRAC, tensors, ("bias",)):
+        geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        rest: Any = {"form": form, "eps": eps, "activation": activation, "precision": precision, "backend": backend}
+        return _hand_over(dirac_conv2d, others, *tensors, **geometry, **rest)
+    eps = checks.exact_eps(eps)
+    stride, padding, dilation, groups = checks.exact_geometry(stride, padding, dilation, groups)
+    options = (bias is not None, stride, padding, dilation, groups, form, eps, activation, precision, backend)
     if HAS_TRITON and not torch.compiler.is_compiling() and (known := replay.find(tensors, options)):
         return dirac_op.replay_dirac_conv2d(tensors, known)
-    rest = (weight, alpha, beta, bias, stride, padding, dilation, groups)
+    args = (weight, alpha, beta, bias, stride, padding, dilation, groups)
     how: dict[str, Any] = {
         "form": form,
         "eps": eps,
@@ -308,10 +307,10 @@ def dirac_conv2d(
         "backend": backend,
     }
     if input.dim() == 3:
-        return dirac_conv2d(input.unsqueeze(0), *rest, **how).squeeze(0)
+        return dirac_conv2d(input.unsqueeze(0), *args, **how).squeeze(0)
     ready = _ready(input, autocast_dtype(input), backend)
     if ready is not input:
-        return dirac_conv2d(ready, *rest, **how)
+        return dirac_conv2d(ready, *args, **how)
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
     check_dirac_arguments(weight, alpha, beta, eps, groups, (4,))
@@ -355,18 +354,6 @@ def _format(dim: int, channels_last: bool) -> torch.memory_format:
     return formats.get(dim, torch.contiguous_format) if channels_last else torch.contiguous_format
 
 
-def _wants_channels_last(weight: Tensor, memory_format: torch.memory_format | None) -> bool:
-    own = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.dim())
-    if memory_format is None:
-        return own is not None and not weight.is_contiguous() and weight.is_contiguous(memory_format=own)
-    if memory_format not in (torch.contiguous_format, own):
-        raise ValueError(
-            f"memory_format of a {weight.dim()}-D weight must be torch.contiguous_format"
-            f"{f' or {own}' if own else ''}, got {memory_format}"
-        )
-    return memory_format == own
-
-
 def use_triton(backend: str, dtype: torch.dtype, device: torch.device, accepted: tuple = TRITON_DTYPES) -> bool:
     """Whether the Triton kernels are to run; an error where they are asked for and cannot."""
     if backend not in BACKENDS:
@@ -375,6 +362,8 @@ def use_triton(backend: str, dtype: torch.dtype, device: torch.device, accepted:
         return False
     supported = dtype in accepted and HAS_TRITON
     if backend == "auto":
+        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # which knows torch's operators only
+            return False
         return supported and device.type == "cuda" and not is_transformed()
     if not HAS_TRITON:
         raise RuntimeError("backend 'triton' needs the package triton, which is published for Linux only")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,3 +25,15 @@ def identity_rows(per_filter: Tensor, filters: int, channels: int, groups: int) 
     """
     per_group = filters // groups
     return per_filter.expand(filters).unflatten(0, (groups, per_group))[:, : min(per_group, channels)]
+
+
+def centred(matrix: Tensor, window: Sequence[int]) -> Tensor:
+    """A filter bank (K, C, *window) that is ``matrix``, (K, C), under the window's centre tap and 0 elsewhere."""
+    sides = [side for size in reversed(window) for side in (size // 2, size - 1 - size // 2)]
+    return F.pad(matrix[(..., *[None] * len(window))], sides)
+
+
+def with_identity(filters: Tensor, alpha: Tensor, delta: Tensor) -> Tensor:
+    """filters + diag(alpha) * delta, delta of zeros and ones; an infinite alpha makes no NaN of the zeros."""
+    rows = alpha.view((-1,) + (1,) * (filters.dim() - 1)).to(filters.dtype)
+    return filters + torch.where(delta != 0, rows, delta)

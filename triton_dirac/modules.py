@@ -4,21 +4,25 @@ Constructor order, parameters and state-dict keys are those of the official Dira
 checkpoints load strictly. Source: arXiv 1706.00388.
 """
 
-from __future__ import annotations
-
+# No ``from __future__ import annotations`` here: torch.fx keeps forward's, and cannot pickle those that are strings.
 import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from triton_dirac.conv3d import conv3d, dirac_conv3d
 from triton_dirac.functional import BACKENDS, FORMS, conv2d, dirac_conv2d, dirac_weight
-from triton_dirac.identity_term import diagonal, identity_rows
-from triton_dirac.module_checks import check_arguments, check_choice
+from triton_dirac.identity_term import centred, diagonal, with_identity
+from triton_dirac.module_checks import check_arguments, check_choice, check_image
 from triton_dirac.runtime.tracing import autocast_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ALPHA_START = 1.0
 BETA_START = 0.1
@@ -47,11 +51,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 class Prepared(NamedTuple):
-    """Filters made ahead of a forward pass, the identity term's alpha if it is not in them, and what they are of."""
+    """Filters made ahead of a forward pass, the identity term's alpha if it is not in them, and what they are of.
+
+    A copy of it is None, and so is a saved one: copies of a layer have parameters of their own. Said here and not in
+    the layer's ``__getstate__``, whose place others take (parametrisations), and which does more (``nn.Module``'s).
+    """
 
     filters: Tensor
     alpha: Tensor | None
     state: tuple
+
+    def __deepcopy__(self, memo: dict) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
 
 
 class _DiracConv(nn.modules.conv._ConvNd):
@@ -61,6 +75,10 @@ class _DiracConv(nn.modules.conv._ConvNd):
     dims: ClassVar[int]
     alpha: nn.Parameter
     beta: nn.Parameter
+
+    if TYPE_CHECKING:  # torch's signatures lack ``memory_format`` alone
+
+        def to(self, *args: Any, **kwargs: Any) -> "Self": ...
 
     def __init__(
         self,
@@ -79,20 +97,20 @@ class _DiracConv(nn.modules.conv._ConvNd):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_arguments(self.dims, in_channels, out_channels, kernel_size, padding, dilation, bias, stride, groups)
+        checked = check_arguments(
+            *(self.dims, in_channels, out_channels, kernel_size, padding, dilation, bias, stride, groups, dtype)
+        )
         check_choice("padding_mode", padding_mode, PADDING_MODES)
         check_choice("form", form, FORMS)
         check_choice("backend", backend, BACKENDS)
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
         super().__init__(  # type: ignore[call-arg]
-            in_channels,
-            out_channels,
-            kernel_size,  # type: ignore[arg-type]
-            stride=stride,  # type: ignore[arg-type]
-            padding=padding,  # type: ignore[arg-type]
-            dilation=dilation,  # type: ignore[arg-type]
-            groups=groups,
+            checked.in_channels,
+            checked.out_channels,
+            checked.kernel_size,  # type: ignore[arg-type]
+            stride=checked.stride,  # type: ignore[arg-type]
+            padding=checked.padding,  # type: ignore[arg-type]
+            dilation=checked.dilation,  # type: ignore[arg-type]
+            groups=checked.groups,
             bias=bias,
             padding_mode=padding_mode,  # type: ignore[arg-type]
             device=device,
@@ -104,8 +122,16 @@ class _DiracConv(nn.modules.conv._ConvNd):
         # min(K, C), so that x and -x, which NCReLU splits, meet again. Only loading a checkpoint sets it.
         self.identity = "dirac"
         self.prepared: Prepared | None = None  # while ``triton_dirac.prepared`` is at work
-        self.alpha = nn.Parameter(torch.full((out_channels,), ALPHA_START, device=device, dtype=dtype))
-        self.beta = nn.Parameter(torch.full((out_channels,), BETA_START, device=device, dtype=dtype))
+        self.alpha = nn.Parameter(torch.full((checked.out_channels,), ALPHA_START, device=device, dtype=dtype))
+        self.beta = nn.Parameter(torch.full((checked.out_channels,), BETA_START, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Start over, as a new layer does: after ``to_empty``, for one. Also what torch's constructor calls."""
+        super().reset_parameters()
+        if hasattr(self, "alpha"):  # torch's constructor calls this before ours has made alpha and beta
+            nn.init.constant_(self.alpha, ALPHA_START)
+            nn.init.constant_(self.beta, BETA_START)
+            self.identity = "dirac"
 
     @property
     def delta(self) -> Tensor:
@@ -114,8 +140,9 @@ class _DiracConv(nn.modules.conv._ConvNd):
 
     def _make_delta(self, identity: str, dtype: torch.dtype, device: torch.device) -> Tensor:
         delta = torch.zeros(self.weight.shape, dtype=dtype, device=device)
-        entries = _tiled_entries(delta) if identity == "tiled" else diagonal(delta, self.groups)
-        entries.fill_(1)
+        if identity == "tiled":
+            return _tiled_delta(delta)
+        diagonal(delta, self.groups).fill_(1)
         return delta
 
     def effective_weight(self) -> Tensor:
@@ -123,12 +150,9 @@ class _DiracConv(nn.modules.conv._ConvNd):
         return self._effective_weight(self.weight, self.alpha, self.beta, self.backend)
 
     def _effective_weight(self, weight: Tensor, alpha: Tensor, beta: Tensor, backend: str) -> Tensor:
-        tiled = self.identity == "tiled"
-        prepared = dirac_weight(weight, alpha, beta, identity=not tiled, groups=self.groups, backend=backend)
-        if tiled:
-            entries = _tiled_entries(prepared)
-            entries += alpha.unflatten(0, (-1, 1, entries.shape[2]))
-        return prepared
+        if self.identity == "tiled":
+            return _tiled_weight(weight, alpha, beta, backend)
+        return dirac_weight(weight, alpha, beta, groups=self.groups, backend=backend)
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """weight, alpha, beta, bias: from where they lie, since each lookup by attribute takes torch a microsecond."""
@@ -143,14 +167,13 @@ class _DiracConv(nn.modules.conv._ConvNd):
         if self.identity == "tiled":
             return self.effective_weight().to(input.dtype), None
         ready = self.prepared
-        if ready is None or ready.filters.dtype != (autocast_dtype(input) or input.dtype):
+        if ready is None or not isinstance(input, Tensor):  # torch.fx is tracing
+            return None
+        if ready.filters.dtype != (autocast_dtype(input) or input.dtype):
             return None
         if ready.filters.device != input.device or ready.state != state_of(self):
             return None
         return ready.filters, ready.alpha
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "prepared": None}  # copies and saved models have filters of their own to prepare
 
     def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
         """(input, padding) with a padding mode other than zeros already applied."""
@@ -205,13 +228,14 @@ class _DiracConv(nn.modules.conv._ConvNd):
     def _load_from_state_dict(
         self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
-        state = dict(state_dict)
-        delta = state.pop(prefix + "delta", None)
+        # Changed in place, as torch's own modules do: load_state_dict has made a copy, and what hooks add to it, as
+        # parametrizations.weight_norm's does for checkpoints of the older weight_norm, must reach the submodules.
+        delta = state_dict.pop(prefix + "delta", None)
         for name in ("alpha", "beta"):  # version 1, and version 2 at first, had one scalar a layer
-            tensor = state.get(prefix + name)
+            tensor = state_dict.get(prefix + name)
             if tensor is not None and tuple(tensor.shape) == (1,):
-                state[prefix + name] = tensor.repeat(self.out_channels)
-        super()._load_from_state_dict(state, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
+                state_dict[prefix + name] = tensor.repeat(self.out_channels)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
         if delta is None or delta.is_meta:
             return
         if delta.shape != self.weight.shape:
@@ -276,6 +300,7 @@ class DiracConv1d(_DiracConv, nn.Conv1d):
     torch_class, dims = nn.Conv1d, 1
 
     def forward(self, input: Tensor) -> Tensor:
+        check_image(input, 1)
         padded, padding = self._padded(input)
         padding = padding if isinstance(padding, str) else (0, *padding)
         rest = (self.bias, (1, *self.stride), padding, (1, *self.dilation), self.groups)
@@ -304,42 +329,13 @@ class DiracConv3d(_DiracConv, nn.Conv3d):
     torch_class, dims = nn.Conv3d, 3
 
     def forward(self, input: Tensor) -> Tensor:
-        input = input.to(autocast_dtype(input) or input.dtype)
+        check_image(input, 3)
         padded, padding = self._padded(input)
-        narrow = input.dtype not in (torch.float32, torch.float64)
-        split = self.form == "split" and narrow and self.identity == "dirac"
-        if ready := self._ready_filters(input):
-            filters, split = ready[0], ready[1] is not None
-        else:
-            filters = dirac_weight(
-                self.weight,
-                self.alpha,
-                self.beta,
-                identity=not split,
-                dtype=input.dtype,
-                groups=self.groups,
-                backend=self.backend,
-            )
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        output = F.conv3d(padded, filters, bias, self.stride, padding, self.dilation, self.groups)
-        return output + self._identity_term(padded, padding, output) if split else output
-
-    def _identity_term(self, padded: Tensor, padding: Any, output: Tensor) -> Tensor:
-        """alpha * x[centre tap], in float32 and then in output's dtype: (..., K, *output's sizes)."""
-        sides: list[int] = []
-        for axis in (-1, -2, -3):
-            step, dilation, window = self.stride[axis], self.dilation[axis], self.kernel_size[axis]
-            before = dilation * (window - 1) // 2 if padding == "same" else 0
-            before = before if isinstance(padding, str) else padding[axis]
-            first = window // 2 * dilation - before
-            length = step * (output.shape[axis] - 1) + 1
-            sides += [-first, first + length - padded.shape[axis]]  # F.pad crops where they are negative
-        centre = F.pad(padded, sides)[..., :: self.stride[0], :: self.stride[1], :: self.stride[2]]
-        per_group = min(self.in_channels, self.out_channels) // self.groups
-        scale = identity_rows(self.alpha, self.out_channels, self.in_channels // self.groups, self.groups)
-        term = centre.unflatten(-4, (self.groups, -1))[..., :per_group, :, :, :] * scale.float()[..., None, None, None]
-        missing = self.out_channels // self.groups - per_group
-        return F.pad(term, (0,) * 6 + (0, missing)).flatten(-5, -4).to(output.dtype)
+        geometry: Any = (self.stride, padding, self.dilation, self.groups)
+        if ready := self._ready_filters(padded):
+            return conv3d(padded, *ready, self.bias, *geometry)
+        weight, alpha, beta, bias = self._tensors()
+        return dirac_conv3d(padded, weight, alpha, beta, bias, *geometry, form=self.form, backend=self.backend)
 
 
 # --- pieces -----------------------------------------------------------------------------------------------
@@ -357,10 +353,16 @@ def has_plain_parameters(layer: _DiracConv) -> bool:
     return all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
 
 
-def _tiled_entries(filters: Tensor) -> Tensor:
-    """View of the entries that version 1's identity touches: (K / n, C / n, n) with n = min(K, C)."""
-    n = min(filters.shape[:2])
-    centre = filters.unflatten(1, (-1, n)).unflatten(0, (-1, n))
-    for size in filters.shape[2:]:
-        centre = centre.select(4, size // 2)
-    return centre.diagonal(dim1=1, dim2=3)
+def _tiled_weight(weight: Tensor, alpha: Tensor, beta: Tensor, backend: str) -> Tensor:
+    """The effective weight with version 1's identity."""
+    if has_torch_function_unary(weight):
+        return handle_torch_function(_tiled_weight, (weight,), weight, alpha, beta, backend)
+    prepared = dirac_weight(weight, alpha, beta, identity=False, backend=backend)
+    return with_identity(prepared, alpha, _tiled_delta(prepared))
+
+
+def _tiled_delta(filters: Tensor) -> Tensor:
+    """Version 1's identity, in ``filters``' shape: I[k, c] = 1 where k = c modulo n = min(K, C)."""
+    small, *_ = sorted(filters.shape[:2])
+    matrix = torch.eye(small, dtype=filters.dtype, device=filters.device)
+    return centred(matrix.repeat(filters.shape[0] // small, filters.shape[1] // small), filters.shape[2:])

@@ -129,16 +129,32 @@ def test_imagenet_checkpoint_folded_and_not():
     assert_as_good_as_torch("folded logits", folded(images), expected)
 
 
-@pytest.mark.filterwarnings("ignore:.*meta parameter")
 def test_every_tensor_of_diracnet34_has_an_official_name():
+    """On the meta device, where names and shapes are looked at before it is missed that there is no data."""
     with torch.device("meta"):
         params, stats = flat_parameters(DIRACNET_34)
         net = diracnet34()
         folded = fold(diracnet34().eval())
-    load_official(net, {"params": params, "stats": stats})
     state = dict(folded_state_shapes(params))
     assert len(state) == 68  # as the released diracnet34v2folded-dfb15d34.pth
-    load_official(folded, state)
+    for model, checkpoint in ((net, {"params": params, "stats": stats}), (folded, state)):
+        with pytest.raises(ValueError, match=r"model must have data, got .* on the meta device"):
+            load_official(model, checkpoint)
+
+
+def test_without_data_nothing_is_loaded_and_that_is_said():
+    """torch only warns, and load_official returned as if it had loaded."""
+    params, stats = flat_parameters(CIFAR)
+    with torch.device("meta"):
+        net = diracnet(10, 1)
+    with pytest.raises(ValueError, match=r"model must have data, got .* stem\.conv\.weight .*to_empty"):
+        load_official(net, params | stats)
+    empty = {name: tensor.to("meta") for name, tensor in (params | stats).items()}
+    with pytest.raises(ValueError, match=r"the checkpoint must have data, .* map_location"):
+        load_official(diracnet(10, 1), empty)
+    load_official(net.to_empty(device="cpu"), params | stats)
+    for name, tensor in net.named_parameters():
+        assert tensor.isfinite().all(), name
 
 
 def folded_state_shapes(params):

@@ -57,18 +57,20 @@ def load_official(model: DiracNet, checkpoint: Mapping[str, Any]) -> None:
     Raises:
         TypeError: model is not a DiracNet or checkpoint no mapping.
         ValueError: the checkpoint's tensors are not the net's; nothing has been loaded then. That includes
-            version 1, whose nets have twice the input channels (NCReLU).
+            version 1, whose nets have twice the input channels (NCReLU). Or one of the two has no data: a net made
+            under ``torch.device("meta")`` gets memory from ``net.to_empty(device=...)`` first.
     """
     if not isinstance(model, DiracNet):
         raise TypeError(f"model must be a DiracNet, got {type(model).__name__}")
     if not isinstance(checkpoint, Mapping):
         raise TypeError(f"checkpoint must be a dictionary, as torch.load gives it, got {type(checkpoint).__name__}")
     tensors = _translate(checkpoint)
-    expected = {
-        name: tuple(tensor.shape)
+    own = {
+        name: tensor
         for name, tensor in chain(model.named_parameters(), model.named_buffers())
         if not name.endswith("num_batches_tracked")
     }
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
     _check_same_kind("stem.bn.weight" in tensors, "stem.bn.weight" in expected)
     for kind, keys in (
         ("lacks", expected.keys() - tensors.keys()),
@@ -79,14 +81,16 @@ def load_official(model: DiracNet, checkpoint: Mapping[str, Any]) -> None:
                 f"the checkpoint {kind} {len(keys)} tensors, {min(keys)} among them: was it another depth?"
             )
     for name, tensor in tensors.items():
-        shape, own = tuple(tensor.shape), expected[name]
-        if shape == own or (name.endswith((".alpha", ".beta")) and shape == (1,)):
+        shape, wanted = tuple(tensor.shape), expected[name]
+        if shape == wanted or (name.endswith((".alpha", ".beta")) and shape == (1,)):
             continue
-        version_1 = len(own) == 4 and shape == (own[0], 2 * own[1], *own[2:])
+        version_1 = len(wanted) == 4 and shape == (wanted[0], 2 * wanted[1], *wanted[2:])
         raise ValueError(
-            f"{name} has shape {shape} in the checkpoint, {own} in the net: "
+            f"{name} has shape {shape} in the checkpoint, {wanted} in the net: "
             + ("it is of version 1 (NCReLU)" if version_1 else "was it another width or number of classes?")
         )
+    _check_data("model", own, "model.to_empty(device=...) gives it memory")
+    _check_data("the checkpoint", tensors, "load it with another map_location")
     model.load_state_dict(tensors, strict=False)  # batch-norm's num_batches_tracked is newer than they are
 
 
@@ -106,6 +110,16 @@ def _translate(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             )
         tensors[found] = tensor.detach()
     return tensors
+
+
+def _check_data(name: str, tensors: Mapping[str, Tensor], remedy: str) -> None:
+    """torch copies nothing into tensors on the meta device, and says no more than a warning."""
+    empty = [key for key, tensor in tensors.items() if tensor.is_meta]
+    if empty:
+        raise ValueError(
+            f"{name} must have data, got {len(empty)} of {len(tensors)} tensors on the meta device, {empty[0]} among "
+            f"them: {remedy}"
+        )
 
 
 def _check_same_kind(checkpoint_has_norms: bool, model_has_norms: bool) -> None:

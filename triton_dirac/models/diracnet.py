@@ -10,11 +10,17 @@ A group is a row of blocks, a block is ReLU -> Dirac convolution 3x3 (no bias) -
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from triton_dirac.checks import as_index
+from triton_dirac.module_checks import positive_integer
 from triton_dirac.modules import DiracConv2d
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def _block(in_channels: int, out_channels: int, backend: str) -> nn.Sequential:
@@ -45,6 +51,10 @@ class DiracNet(nn.Module):
     Input (N, 3, H, W), output (N, num_classes).
     """
 
+    if TYPE_CHECKING:  # torch's signatures lack ``memory_format`` alone
+
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...
+
     def __init__(
         self, stem: nn.Sequential, widths: list[int], blocks: list[int], num_classes: int, backend: str
     ) -> None:
@@ -73,13 +83,11 @@ def diracnet(depth: int = 28, width: int = 10, num_classes: int = 10, *, backend
     >>> sum(p.numel() for p in diracnet(28, 10, 10).parameters())
     36450090
     """
-    if depth < 10 or (depth - 4) % 6:
+    layers = as_index(depth)
+    if layers is None or layers < 10 or (layers - 4) % 6:
         raise ValueError(f"depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 34, ...), got {depth!r}")
-    if width < 1:
-        raise ValueError(f"width must be a positive integer, got {width!r}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
-    widths = [base * width for base in (16, 32, 64)]
+    num_classes = positive_integer("num_classes", num_classes)
+    widths = [base * positive_integer("width", width) for base in (16, 32, 64)]
     stem = nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
@@ -87,12 +95,11 @@ def diracnet(depth: int = 28, width: int = 10, num_classes: int = 10, *, backend
             relu=nn.ReLU(),
         )
     )
-    return DiracNet(stem, widths, [2 * ((depth - 4) // 6)] * 3, num_classes, backend)
+    return DiracNet(stem, widths, [2 * ((layers - 4) // 6)] * 3, num_classes, backend)
 
 
 def _imagenet(blocks: list[int], num_classes: int, backend: str) -> DiracNet:
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
+    num_classes = positive_integer("num_classes", num_classes)
     stem = nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),

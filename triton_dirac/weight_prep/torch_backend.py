@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_dirac import reference
-from triton_dirac.identity_term import diagonal, identity_rows
+from triton_dirac.identity_term import centred, diagonal, identity_rows, with_identity
 from triton_dirac.runtime.tracing import is_transformed
 
 # Squares of 1e18, this many of them, still fit float32; longer sums are finished in float64.
@@ -115,7 +115,20 @@ def dirac_weight(
     groups: int,
 ) -> Tensor:
     """diag(alpha) * I + diag(beta) * W / max(||W_k||, eps), rounded once, to ``dtype``."""
+    if torch.compiler.is_exporting():
+        return _for_export(weight, alpha, beta, eps, identity, groups).to(dtype)
     if is_transformed():  # each operation in its place, for rules of every kind
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         return reference.dirac_weight(wide, alpha, beta, eps=eps, identity=identity, groups=groups).to(dtype)
     return _DiracWeight.apply(weight, alpha, beta, eps, identity, dtype, groups)
+
+
+def _for_export(weight: Tensor, alpha: Tensor, beta: Tensor, eps: float, identity: bool, groups: int) -> Tensor:
+    """What in float32 at least, in operations that ONNX has: no writing into views, and no loop to be unrolled."""
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    scaled = reference.dirac_weight(wide, alpha, beta, eps=eps, identity=False)
+    if not identity:
+        return scaled
+    filters, channels, *window = weight.shape
+    matrix = torch.eye(filters // groups, channels, dtype=wide.dtype, device=wide.device).repeat(groups, 1)
+    return with_identity(scaled, alpha, centred(matrix, window))
