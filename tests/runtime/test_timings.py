@@ -50,7 +50,7 @@ def test_a_choice_is_made_without_a_home(no_home):
         picked = autotune.choose(
             "conv2d forward", problem, torch.float32, CPU,
             candidates=lambda: {"triton": lambda: None, "torch": lambda: None}, default="triton",
-            bench=lambda call: 1.0,
+            measure=lambda runs, what: dict.fromkeys(runs, 1.0),
         )  # fmt: skip
     autotune.forget()
     assert picked == "triton"
