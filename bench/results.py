@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime import files
 
 
 def compact(path: Path) -> None:
-    """Rewrite a results file in place, one entry a line: half the size, and differences can be read."""
+    """Rewrite a results file in one step, one entry a line: half the size, and differences can be read."""
     document = json.loads(path.read_text())
-    path.write_text(one_entry_a_line(document))
+    try:
+        files.replace(path, one_entry_a_line(document))
+    except OSError as error:  # a full disk: the results are there, if at twice the size
+        warnings.warn(f"{path} is not made smaller: {error}", stacklevel=2)
 
 
 def one_entry_a_line(document: dict[str, Any]) -> str:
