@@ -27,6 +27,7 @@ from bench.options import Selection, add_options, chosen, require_known
 from bench.results import ResultsFile
 from bench.suite import Suite
 from bench.timing import REPLAY
+from triton_dirac.runtime import files
 
 LAB = pytest.StashKey[Lab]()
 PARAMETERS = ("net", "layer", "dtype", "direction", "contender")
@@ -52,9 +53,10 @@ def _make_lab(config: pytest.Config) -> Lab:
     contenders = (*WEIGHT_PREP, *CONV, *DIRAC_BLOCK, *NET_WEIGHT_PREP)
     require_known("--contenders", selection.contenders, [contender.name for contender in contenders])
     _end_on_sigterm()
-    minutes = config.getoption("budget")
-    is_timed = not (config.getoption("benchmark_disable") or config.getoption("numprocesses", default=None))
+    minutes = config.getoption("budget", default=None)
+    is_timed = not any(config.getoption(option, default=None) for option in ("benchmark_disable", "numprocesses"))
     path = _results_path(config) if is_timed else None
+    _require_writable("--benchmark-json", path)
     journal = _journal(config, path) if is_timed else None
     lab = Lab(
         selection,
@@ -64,7 +66,7 @@ def _make_lab(config: pytest.Config) -> Lab:
         file=ResultsFile(path) if path else None,
         command=shlex.join(["pytest", *config.invocation_params.args]),
     )
-    if journal and (differences := journal.differences(lab.environment())):
+    if journal and journal.environment and (differences := journal.differences(lab.environment())):
         raise pytest.UsageError(
             f"--resume: {journal.path} cannot be gone on with: {'; '.join(differences)}. Without --resume it moves "
             "aside and everything is measured anew"
@@ -83,24 +85,32 @@ def _end_on_sigterm() -> None:
 
 
 def _results_path(config: pytest.Config) -> Path | None:
-    target = config.getoption("benchmark_json")
-    if target is None:
-        return None
-    path = Path(getattr(target, "name", target) if not isinstance(target, Path) else target)
-    if not path.parent.is_dir():
-        raise pytest.UsageError(f"--benchmark-json {path}: there is no folder {path.parent}")
-    return path
+    """``--benchmark-json``: a path, in older versions of pytest-benchmark an open file."""
+    target = config.getoption("benchmark_json", default=None)
+    return None if target is None else Path(getattr(target, "name", target) if not isinstance(target, Path) else target)
+
+
+def _require_writable(option: str, path: Path | None) -> None:
+    """A file is tried before hours of measuring, and its folder is made."""
+    if path is None:
+        return
+    try:
+        if path.parts[:1] == ("~",):  # no shell expands it after an =
+            raise NotADirectoryError("a folder named ~ is not the home directory")
+        files.require_writable(path)
+    except OSError as error:
+        problem = f"cannot be written ({error}); accepted is a file, there or to be made"
+        raise pytest.UsageError(f"{option} {path}: {problem}") from None
 
 
 def _journal(config: pytest.Config, results: Path | None) -> Journal | None:
     beside = results.with_suffix(".journal.jsonl") if results else None
-    path, resume = config.getoption("journal") or beside, config.getoption("resume")
+    path, resume = config.getoption("journal", default=None) or beside, config.getoption("resume", default=False)
+    _require_writable("--journal", path)
     if path is None:
         if resume:
             raise pytest.UsageError("--resume needs --benchmark-json FILE or --journal FILE: what is to go on?")
         return None
-    if not path.parent.is_dir():
-        raise pytest.UsageError(f"--journal {path}: there is no folder {path.parent}")
     try:
         return Journal(path, resume)
     except JournalError as error:
@@ -160,3 +170,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     lab = lab_of(session.config)
     if lab.file:
         lab.file.write(json.loads(lab.file.path.read_text()) if lab.has_ended else {**lab.end(), **lab.results})
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Options that are each known and select nothing together would pass: pytest skips an empty set of parameters."""
+    if LAB in session.config.stash and not any(_measures(item) for item in session.items):
+        raise pytest.UsageError("the options together select no measurement in the suites that are named")
+
+
+def _measures(item: pytest.Item) -> bool:
+    reasons = [str(mark.kwargs.get("reason", "")) for mark in item.iter_markers("skip")]
+    return "layer" in getattr(item, "fixturenames", ()) and not any("empty parameter set" in text for text in reasons)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime import files
 
 KINDS = ("benchmarks", "accuracy", "not_run", "counted")
 Entries = dict[str, list[dict[str, Any]]]  # what a row adds to a results file: a list for each of KINDS
@@ -19,7 +21,7 @@ Entries = dict[str, list[dict[str, Any]]]  # what a row adds to a results file: 
 class ResultsFile:
     """A results file that holds what there is at any moment, also of a run that is killed.
 
-    pytest-benchmark writes its own when a run ends; ``write`` gives that a better spelling.
+    pytest-benchmark writes its own when a run ends; ``compact`` gives that a better spelling.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,10 +36,16 @@ class ResultsFile:
             self._next = self._clock() + 20 * (self._clock() - start)
 
     def write(self, document: dict[str, Any]) -> None:
-        """The whole file or none of it, one entry a line: half the size, and differences can be read."""
-        beside = self.path.with_name(self.path.name + ".part")
-        beside.write_text(one_entry_a_line(document))
-        beside.replace(self.path)
+        """One entry a line: half the size, and differences can be read."""
+        try:
+            files.replace(self.path, one_entry_a_line(document))
+        except OSError as error:  # a full disk: what was there is there
+            warnings.warn(f"{self.path} is not written: {error}", stacklevel=2)
+
+
+def compact(path: Path) -> None:
+    """Rewrite a results file in one step."""
+    ResultsFile(path).write(json.loads(path.read_text()))
 
 
 def one_entry_a_line(document: dict[str, Any]) -> str:
