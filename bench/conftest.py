@@ -52,9 +52,8 @@ def _make_lab(config: pytest.Config) -> Lab:
     require_known("--layers", selection.layers, [layer.name for net in nets for layer in layers(net)])
     contenders = (*WEIGHT_PREP, *CONV, *DIRAC_BLOCK, *NET_WEIGHT_PREP)
     require_known("--contenders", selection.contenders, [contender.name for contender in contenders])
-    _end_on_sigterm()
-    minutes = config.getoption("budget", default=None)
-    is_timed = not any(config.getoption(option, default=None) for option in ("benchmark_disable", "numprocesses"))
+    minutes = config.getoption("budget")
+    is_timed = not any(config.getoption(option, None) for option in ("benchmark_disable", "numprocesses"))
     path = _results_path(config) if is_timed else None
     _require_writable("--benchmark-json", path)
     journal = _journal(config, path) if is_timed else None
@@ -74,19 +73,9 @@ def _make_lab(config: pytest.Config) -> Lab:
     return lab
 
 
-def _end_on_sigterm() -> None:
-    """SIGTERM ends a run as Ctrl-C does: what was measured is written."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt("SIGTERM")
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
-
-
 def _results_path(config: pytest.Config) -> Path | None:
     """``--benchmark-json``: a path, in older versions of pytest-benchmark an open file."""
-    target = config.getoption("benchmark_json", default=None)
+    target = config.getoption("benchmark_json", None)
     return None if target is None else Path(getattr(target, "name", target) if not isinstance(target, Path) else target)
 
 
@@ -105,7 +94,7 @@ def _require_writable(option: str, path: Path | None) -> None:
 
 def _journal(config: pytest.Config, results: Path | None) -> Journal | None:
     beside = results.with_suffix(".journal.jsonl") if results else None
-    path, resume = config.getoption("journal", default=None) or beside, config.getoption("resume", default=False)
+    path, resume = config.getoption("journal") or beside, config.getoption("resume")
     _require_writable("--journal", path)
     if path is None:
         if resume:
@@ -174,8 +163,22 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Options that are each known and select nothing together would pass: pytest skips an empty set of parameters."""
-    if LAB in session.config.stash and not any(_measures(item) for item in session.items):
+    if LAB not in session.config.stash:
+        return
+    if not any(_measures(item) for item in session.items):
         raise pytest.UsageError("the options together select no measurement in the suites that are named")
+    _end_on_sigterm(session.config)
+
+
+def _end_on_sigterm(config: pytest.Config) -> None:
+    """SIGTERM ends a run as Ctrl-C does: what was measured is written."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, interrupt)
+        config.add_cleanup(lambda: signal.signal(signal.SIGTERM, before))
 
 
 def _measures(item: pytest.Item) -> bool:

@@ -74,7 +74,7 @@ class Selection:
         lists = {name: _words(name, config.getoption(name)) for name in ("nets", "layers", "contenders")}
         dtypes = _words("dtypes", config.getoption("dtypes"))
         require_known("--dtypes", dtypes, DTYPES)
-        batch, budget = config.getoption("batch"), config.getoption("budget", default=None)
+        batch, budget = config.getoption("batch"), config.getoption("budget")
         if batch is not None and batch < 1:
             raise pytest.UsageError(f"--batch must be at least 1, got {batch}")
         if budget is not None and not budget > 0:
