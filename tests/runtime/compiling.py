@@ -12,6 +12,8 @@ import signal
 import sys
 import time
 import weakref
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import torch
 import triton
@@ -19,14 +21,18 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from triton_dirac import DiracConv2d, functional, prepared, tuning
 from triton_dirac.conv import dgrad_configs, fprop_configs, wgrad_configs
 from triton_dirac.conv.dgrad import prepare_dgrad
 from triton_dirac.conv.fprop import prepare_fprop
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad import prepare_wgrad
+from triton_dirac.runtime import autotune, compiled_cache
 from triton_dirac.runtime import compile_ahead as ahead
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.targets import TARGETS
+from triton_dirac.tuning import work
+from triton_dirac.tuning.preparation import preparation_plans
 
 H100 = TARGETS["cuda:90"]
 PROBLEM = ConvProblem(128, 64, 4, 4, 64, 3, 3, padding=(1, 1, 1, 1))
@@ -145,6 +151,19 @@ class Driver:
         return lambda *arguments: None
 
 
+def on_a_driver_that_does_nothing():
+    """Launches go there from now on; the list of them, whether their kernels were in Triton's cache."""
+    driver.set_active(Driver())
+    torch.cuda.current_device = lambda: None  # a CPU tensor's device index
+    hits = []
+
+    def listen(*, cache_hit, **rest):
+        hits.append(cache_hit)
+
+    triton.knobs.compilation.listener = listen
+    return hits
+
+
 def launches():
     """Every config's launches of three passes, as plans by name, on CPU tensors of their real sizes."""
     p, dtype = PROBLEM, torch.bfloat16
@@ -171,18 +190,44 @@ def launched(ahead_of_time, most="100"):
     """How many kernels are launched through Triton's JIT, and how many of them it compiles."""
     plans = dict(list(launches().items())[: int(most)])
     before = ahead.compile_ahead(plans, H100).compiled if ahead_of_time == "ahead" else 0
-    driver.set_active(Driver())
-    torch.cuda.current_device = lambda: None  # a CPU tensor's device index
-    hits = []
-
-    def listen(*, cache_hit, **rest):
-        hits.append(cache_hit)
-
-    triton.knobs.compilation.listener = listen
+    hits = on_a_driver_that_does_nothing()
     for plan in plans.values():
         for launch in plan():
             launch.run()
     return {"ahead": before, "launched": len(hits), "compiled": hits.count(False)}
+
+
+def model(layout=torch.contiguous_format, backend="auto"):
+    """Two layers for images of 8 x 8."""
+    layers = [DiracConv2d(64, 64, 3, padding=1, bias=False, backend=backend) for _ in range(2)]
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 64, 1), *layers).to(memory_format=layout)
+
+
+def fill():
+    """Compile ahead what the model launches where nothing is measured: each kernel with its default config."""
+    for direction, table in work.TABLES.items():
+        work.TABLES[direction] = SimpleNamespace(offered=lambda *_: [], default=table.default)
+    preparations = preparation_plans(model().to("meta"), torch.bfloat16, "split")
+    outcome = tuning.compile_works(tuning.works_of(model(), 8, 5), H100, preparations)
+    return {"compiled": outcome.compiled, "failures": outcome.refused | outcome.lost}
+
+
+def layers():
+    """How many kernels a training step of the model launches, and how many Triton compiles, after the cache's paths
+    were put right. bfloat16 by autocast, forward and backward, layer by layer and prepared in one launch."""
+    groups = compiled_cache.relocate_if_moved()
+    hits = on_a_driver_that_does_nothing()
+    for module in (autotune, *(importlib.import_module(f"triton_dirac.conv.{name}") for name in ("dgrad", "wgrad"))):
+        module.target_of = lambda device: H100
+    functional.INTERPRETED = True  # lets CPU tensors through; nothing is interpreted
+    for layout in (torch.contiguous_format, torch.channels_last):
+        net = model(layout, "triton")
+        images = torch.randn(5, 3, 8, 8).to(memory_format=torch.channels_last)
+        for block in (nullcontext(), prepared(net)):
+            with block, torch.autocast("cpu", dtype=torch.bfloat16):
+                output = net(images)
+            output.backward(torch.randn_like(output))
+    return {"groups": groups, "launched": len(hits), "compiled": hits.count(False)}
 
 
 if __name__ == "__main__":

@@ -2,17 +2,23 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 
-def run(cache, case, *arguments, **environment):
-    """A case of ``compiling``, in a process that compiles, with a cache of its own."""
+def own_environment(cache):
+    """Of a process that compiles, with a cache of its own."""
     own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return own | {"TRITON_CACHE_DIR": str(cache)}
+
+
+def run(cache, case, *arguments):
+    """What a case of ``compiling`` prints."""
     command = [sys.executable, "-m", "tests.runtime.compiling", case, *arguments]
-    env = own | {"TRITON_CACHE_DIR": str(cache)} | environment
+    env = own_environment(cache)
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -70,3 +76,17 @@ def test_launches_that_were_not_compiled_ahead_are_counted(tmp_path):
 def test_another_process_compiles_nothing(filled):
     cache, ahead = filled
     assert run(cache, "launched", "not ahead") == {"ahead": 0, "launched": ahead["launched"], "compiled": 0}
+
+
+def test_a_training_step_compiles_nothing_from_a_copied_cache(tmp_path):
+    """Compile here, measure there: all that the layers of a model launch, in another process, from another folder."""
+    filled, copied = tmp_path / "filled", tmp_path / "copied"
+    ahead = run(filled, "fill")
+    assert ahead["compiled"] > 8
+    assert ahead["failures"] == {}
+    shutil.copytree(filled, copied)
+    shutil.rmtree(filled)
+    step = run(copied, "layers")
+    assert step["groups"] == ahead["compiled"]
+    assert step["launched"] > 8
+    assert step["compiled"] == 0

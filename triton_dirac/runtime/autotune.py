@@ -28,7 +28,7 @@ from typing import Protocol, TypeVar
 import torch
 import triton
 
-from triton_dirac.runtime import timings
+from triton_dirac.runtime import compiled_cache, timings
 from triton_dirac.runtime.compile_ahead import Plan, compile_ahead
 from triton_dirac.runtime.launch import Launch, unrecorded
 from triton_dirac.runtime.measure import measure
@@ -106,12 +106,17 @@ def pick(
         configs = {c.label: c for c in (*offered(problem, dtype, target), fallback)}
         plans = {label: partial(plan, config) for label, config in configs.items()}
         runs = {label: partial(_run, plan) for label, plan in plans.items()}
-        entry = f"{kernel} {problem.label} {dtype} {precision}"
+        entry = entry_of(kernel, problem, dtype, precision)
         label, settled = _fastest(entry, runs, plans, fallback.label, device, tune, measure)
         picked = configs[label]
     if settled:
         _picked[key] = picked
     return picked
+
+
+def entry_of(kernel: str, problem: Labelled, dtype: torch.dtype, precision: str) -> str:
+    """The name under which the timings of a kernel's configs are kept."""
+    return f"{kernel} {problem.label} {dtype} {precision}"
 
 
 def _run(plan: Plan) -> None:
@@ -146,7 +151,7 @@ def choose(
         picked, settled = default, True
     else:
         versions = f"torch {torch.__version__} cudnn {torch.backends.cudnn.version()}"
-        entry = f"{name} {problem.label} {dtype} {precision} {versions}"
+        entry = f"{entry_of(name, problem, dtype, precision)} {versions}"
         with all_cudnn_plans():
             picked, settled = _fastest(entry, candidates(), {}, default, device, tune, measure)
     if settled:
@@ -184,6 +189,7 @@ def _fastest(
     measuring = _tuning_on(tune) and (measure is not None or _can_measure(device))
     if not measuring and (device.type != "cuda" or triton.knobs.runtime.interpret):
         return default, True
+    compiled_cache.relocate_if_moved()
     store = timings.open_store(device)
     known = {name: time for name, time in store.read(entry).items() if name in runs}
     unknown = [name for name in runs if name not in known]

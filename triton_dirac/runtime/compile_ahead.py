@@ -17,6 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import triton
 
+from triton_dirac.runtime import compiled_cache
 from triton_dirac.runtime.compile_worker import request
 from triton_dirac.runtime.launch import INTERPRETED, Launch
 from triton_dirac.runtime.specialise import specialise
@@ -25,6 +26,7 @@ from triton_dirac.runtime.workers import LOST, UNSTARTED, Pool
 
 TIMEOUT = 120.0  # seconds for one kernel, of a compiler that takes one
 IDLE = 30.0  # seconds after which processes that nobody asks end
+jobs: int | None = None  # how many compile at once; one for each core by default
 Plan = Callable[[], Sequence[Launch]]
 Name = TypeVar("Name")
 
@@ -69,6 +71,7 @@ def compile_ahead(
         if not answer["ok"] and answer.get("ended") != UNSTARTED:
             blamed = outcome.lost if answer.get("ended") == LOST else outcome.refused
             blamed.update(dict.fromkeys(wanted_by[key], answer["error"]))
+    compiled_cache.mark()
     return outcome._replace(compiled=sum(answer["ok"] for answer in answers))
 
 
@@ -91,7 +94,9 @@ def _lacking(plan: Plan, target: Target, known: set[str]) -> list[tuple[str, dic
 
 
 def cores() -> int:
-    """Of this process; of the processes that torchrun starts on a machine each has its share."""
+    """Of this process, or ``jobs``; of the processes that torchrun starts on a machine each has its share."""
+    if jobs is not None:
+        return jobs
     share = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     return max(1, len(os.sched_getaffinity(0)) // share)
 
