@@ -27,7 +27,7 @@ import torch
 import triton
 
 from triton_dirac.runtime import timings
-from triton_dirac.runtime.launch import Launch, unrecorded
+from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.measure import measure
 from triton_dirac.runtime.targets import Target, target_of
 
@@ -191,5 +191,5 @@ def _fastest(
 
 
 def _measure(runs: Mapping[str, Run], entry: str, device: torch.device, own: Measure | None) -> dict[str, float]:
-    with unrecorded(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         return (own or measure)(runs, entry)
