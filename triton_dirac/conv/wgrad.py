@@ -23,12 +23,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from triton_dirac.conv import wgrad_configs as tuning
 from triton_dirac.conv.config import Config
-from triton_dirac.conv.direct import direct_wgrad, prefers_direct
+from triton_dirac.conv.direct import channels_last, direct_wgrad, empty, prefers_direct
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad_descriptor import wgrad_tile_kernel
 from triton_dirac.conv.wgrad_kernels import reduce_kernel, wgrad_batch_kernel, wgrad_pixel_kernel
 from triton_dirac.runtime.autotune import pick
 from triton_dirac.runtime.launch import INTERPRETED, Launch
+from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.targets import Target, target_of
 
 INT32_LIMIT = 2**31 - 1
@@ -215,6 +216,7 @@ def wgrad(
     precision: str = "ieee",
     config: Config | None = None,
     split_k: int | None = None,
+    steps: Plan | None = None,
 ) -> Tensor:
     """dw = the weight's gradient, (K, C/groups, R, S) channels_last of ``dtype``; zeros for an empty batch.
 
@@ -223,11 +225,11 @@ def wgrad(
     reduction is at most ``wgrad_configs.WORKSPACE_BYTES`` unless ``split_k`` is forced higher or int32
     offsets ask for more splits.
     """
-    dy = dy.contiguous(memory_format=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last)
+    steps = steps or Plan()
+    dy, x = steps.do(channels_last, dy), steps.do(channels_last, x)
     target = target_of(x.device)
     if config is None and split_k is None and prefers_direct(problem):
-        return direct_wgrad(dy, x, problem, dtype=dtype)
+        return direct_wgrad(dy, x, problem, dtype=dtype, steps=steps)
     ready = partial(prepare_wgrad, dy, x, problem, dtype=dtype, precision=precision, target=target)
     if config is None:
         config = pick(
@@ -240,9 +242,9 @@ def wgrad(
             default=partial(tuning.default, precision=precision),
             plan=lambda config: ready(config=config)[1],
         )
-    dw, launches = ready(config=config, split_k=split_k)
+    dw, launches = ready(config=config, split_k=split_k, steps=steps)
     for launch in launches:
-        launch.run()
+        steps.launch(launch)
     return dw
 
 
@@ -256,14 +258,16 @@ def prepare_wgrad(
     config: Config,
     split_k: int | None = None,
     target: Target,
+    steps: Plan | None = None,
 ) -> tuple[Tensor, list[Launch]]:
     """dw, still empty, and the launches of :func:`wgrad` that fill it; ``dy`` and ``x`` are channels-last."""
+    steps = steps or Plan()
     config = readable(config, dy, x, problem)
     if split_k is None:
         split_k = tuning.split_k(problem, config, target)
-    dw = torch.empty(problem.weight_shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
+    dw = steps.new(empty(problem.weight_shape, x, dtype))
     shape = workspace_shape(problem, config, split_k)
-    workspace = None if shape is None else torch.empty(shape, dtype=torch.float32, device=x.device)
+    workspace = None if shape is None else steps.new(torch.empty(shape, dtype=torch.float32, device=x.device))
     return dw, plan_wgrad(dy, x, dw, workspace, problem, precision=precision, config=config, split_k=split_k)
 
 

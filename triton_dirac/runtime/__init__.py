@@ -1,1 +1,1 @@
-"""What every room's kernels share: launching, replaying, operator registration, autotuning, GPU targets, files."""
+"""What every room's kernels share: launching, plans of calls, operator registration, autotuning, GPU targets, files."""
