@@ -1,9 +1,9 @@
 """``python -m bench.gpu --budget 9 --out DIR``: the most of a few minutes on a GPU, in one command.
 
-Needs no installation and no git: a plain copy of the tree, and Python with torch, Triton and what the extra ``bench``
-names. DIR then holds at most eight files, each under 16 MiB: the report (index.html, summary.md, overview.svg), the results
-(results.json), the checks (checks.jsonl), the picks (picks.json), what the stages printed (log.txt) and the table that is
-also printed last (visit.txt).
+Needs no installation and no git: a plain copy of the tree, and Python with torch, Triton and what the extra
+``bench`` names. DIR then holds at most eight files, each under 16 MiB: the report (index.html, summary.md,
+overview.svg), the results (results.json), the checks (checks.jsonl), the picks (picks.json), what the stages printed
+(log.txt) and the table that is also printed last (visit.txt).
 """
 
 from __future__ import annotations

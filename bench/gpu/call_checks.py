@@ -48,7 +48,9 @@ def call_checks(device: torch.device) -> Iterator[CallCheck]:
     dtype = dtypes[1]
     yield CallCheck("layer", "layer, misaligned image", _layer(dtype, "split", _misaligned))
     yield CallCheck("layer", "layer, NCHW image", _layer(dtype, "split", lambda image: image.contiguous()))
-    yield CallCheck("layer", "layer of odd channels", _layer(dtype, "split", sizes=(5, 17, 33, 9) if on_gpu else (1, 5, 7, 4)))
+    yield CallCheck(
+        "layer", "layer of odd channels", _layer(dtype, "split", sizes=(5, 17, 33, 9) if on_gpu else (1, 5, 7, 4))
+    )
     yield CallCheck("prepared", "net in one launch", _net(dtype))
     if on_gpu:
         yield CallCheck("layer", "layer on a side stream", _on_a_side_stream)

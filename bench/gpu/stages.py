@@ -18,7 +18,15 @@ USED_BY = {
     "direct": (),
     "weight_prep": ("triton*", "DiracConv2d*", "dirac_conv2d*", "prepared*", "auto"),
 }
-ALL_CONVOLUTIONS = ("triton", "auto", "triton-split", "triton-materialised", "DiracConv2d*", "dirac_conv2d*", "prepared*")
+ALL_CONVOLUTIONS = (
+    "triton",
+    "auto",
+    "triton-split",
+    "triton-materialised",
+    "DiracConv2d*",
+    "dirac_conv2d*",
+    "prepared*",
+)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,11 @@ class Visit:
             say(f"{time.monotonic() - begun:5.0f} s  {stage.name}: {outcome.state}")
 
     def facts(self) -> dict[str, Any]:
-        return {"budget_s": self.budget, "commit": self.commit, "stages": [asdict(outcome) for outcome in self.outcomes]}
+        return {
+            "budget_s": self.budget,
+            "commit": self.commit,
+            "stages": [asdict(outcome) for outcome in self.outcomes],
+        }
 
     @property
     def suites(self) -> list[Path]:
