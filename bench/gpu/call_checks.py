@@ -19,7 +19,7 @@ from triton_dirac import reference
 Run = Callable[[torch.device], list[Error]]
 LAST = torch.channels_last
 FILTERS = ((64, 64, 3, 3), (17, 5, 3, 3), (3, 1, 1, 1), (320, 160, 3, 3), (10, 2048, 3, 3), (33, 147, 1, 1))
-NET = tuple((16 * k, 16 * c, 3, 3) for k in (1, 4, 10) for c in (1, 3, 10)) + ((7, 3, 1, 1), (9, 11, 5, 5))
+NET = (*((16 * k, 16 * c, 3, 3) for k in (1, 4, 10) for c in (1, 3, 10)), (7, 3, 1, 1), (9, 11, 5, 5))
 INTERPRETED_FILTERS, INTERPRETED_NET = FILTERS[1:3], NET[-2:]
 PARAMETERS = ("weight", "alpha", "beta", "bias")
 
