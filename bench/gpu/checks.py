@@ -1,8 +1,8 @@
 """All checks of a visit, in parallel processes: ``python -m bench.gpu.checks --journal FILE [--processes N]``.
 
 Each result is one line of JSON, written the moment it is there: {"family", "name", "passed", "error", "seconds"}. A
-check that leaves the driver unusable (a sticky CUDA error) or kills its process costs itself only: its process is started
-again behind it, and if it was a fault it is run once more, alone, under compute-sanitizer where that exists.
+check that leaves the driver unusable (a sticky CUDA error) or kills its process costs itself only: its process is
+started again behind it, and what was a fault is run once more, alone, under compute-sanitizer where that exists.
 """
 
 from __future__ import annotations
