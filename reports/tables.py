@@ -195,7 +195,7 @@ def environments(results: Results) -> list[dict[str, Any]]:
         known += [(f"{_titled(name)}, before → after", f"{before:g} → {after:g}") for name, before, after in clocks]
         more = {key: value for key, value in stated.items() if key not in ENVIRONMENT.keys() | SHOWN_ELSEWHERE}
         known += [(_titled(key), _plain(value)) for key, value in more.items() if value is not None]
-        found.append({"file": run["file"], "kind": run["kind"], "known": known, "wary": _wary(stated, clocks)})
+        found.append({"file": run["file"], "kind": run["kind"], "known": known, "wary": _wary(run, clocks)})
     return found
 
 
@@ -218,8 +218,10 @@ def extent(values: pd.Series) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def _wary(stated: Mapping[str, Any], clocks: list[tuple[str, float, float]]) -> list[str]:
-    wary = []
+def _wary(run: Mapping[str, Any], clocks: list[tuple[str, float, float]]) -> list[str]:
+    wary, stated = [], run["environment"]
+    if run["missing"]:
+        wary.append(f"The run was stopped before its end: {run['missing']} kernels are missing.")
     if not stated.get("commit"):
         wary.append("The commit is not stated.")
     if stated.get("dirty") is True:

@@ -59,7 +59,7 @@ def jobs_of(
             for dtype in dtypes:
                 for name, problem in problems.items():
                     planner = f"bench.compile.plans:{kernel.removeprefix('conv_')}"
-                    job = Job(kernel, planner, "", name, dtype, target, problem)
+                    job = Job(kernel, planner, "", name, dtype, target, problem, has_identity=name != "stem")
                     asked = problem, plans.dtype_of(job), TARGETS[target], plans.precision(job)
                     jobs += [
                         replace(job, arguments={"config": asdict(config), "full_epilogue": True})

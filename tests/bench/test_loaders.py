@@ -8,8 +8,8 @@ import torch
 
 from bench import loaders
 from bench.accuracy import failures
+from bench.checker import Checker
 from bench.contenders import CONV
-from bench.lab import Checker
 from bench.layers import layers
 from bench.test_conv import SUITE
 from triton_dirac.conv.problem import ConvProblem
