@@ -95,6 +95,7 @@ class Lab:
             contender
             for contender in suite.contenders
             if chosen(contender.name, self.selection.contenders)
+            and not (self.selection.without and chosen(contender.name, self.selection.without))
             and not (contender.engine == "cpu" and has_cudnn(self.device))
         ]
 

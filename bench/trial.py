@@ -106,7 +106,7 @@ class Trial:
 
     def _time(self, calls: Mapping[str, Call], sampler: Sampler) -> Outcomes:
         try:
-            return sampler(calls) if calls else {}
+            return (self.row.suite.sampler or sampler)(calls) if calls else {}
         except Exception as error:  # not a call's: the sampler's own
             return dict.fromkeys(calls, error)
 
