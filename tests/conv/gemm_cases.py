@@ -81,7 +81,7 @@ class Case:
     """Operands of one problem and what fprop and dgrad must make of them."""
 
     def __init__(self, problem: ConvProblem, dtype: torch.dtype, device: torch.device, *, alpha: bool = True):
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
 
         def draw(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.randn(shape, generator=generator).to(device, dtype)
