@@ -78,21 +78,18 @@ def check(problem, dtype, device, **options):
     return dw
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("split_k", [1, 3])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_pixel_order(name, split_k, device):
     check(PROBLEMS[name], torch.float32, device, config=GATHER, split_k=split_k)
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("split_k", [1, 3])
 @pytest.mark.parametrize("name", BATCHES)
 def test_batch_order(name, split_k, device):
     check(BATCHES[name], torch.float32, device, config=BATCH, split_k=split_k)
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("config", [GATHER, BATCH], ids=lambda c: c.loader)
 def test_half_precision(config, dtype, device):
@@ -116,7 +113,6 @@ def pickable():
     return list(seen.values())
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("config, dtype, vectors", pickable(), ids=lambda v: getattr(v, "name", str(v)))
 def test_every_config_that_can_be_picked(config, dtype, vectors, device):
     channels, filters = (40, 72) if vectors else (3, 33)
@@ -144,7 +140,6 @@ def test_depthwise_takes_the_direct_kernel(device, monkeypatch):
     check(ConvProblem(2, 8, 5, 5, 8, 3, 3, padding=SAME, groups=8), torch.float32, device)
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("config", [GATHER, BATCH], ids=lambda c: c.loader)
 def test_empty_batch_gives_zeros(config, device):
     problem = ConvProblem(0, 8, 5, 5, 12, 3, 3, padding=SAME)

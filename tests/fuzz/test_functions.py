@@ -1,4 +1,4 @@
-"""conv2d and dirac_conv2d on any arguments: right against float64, in forward and backward, the first time and again."""
+"""conv2d and dirac_conv2d on any arguments: right against float64, forward and backward, the first time and again."""
 
 from __future__ import annotations
 

@@ -64,9 +64,11 @@ def modules(draw, dtype: torch.dtype) -> Layer:
         "image": draw(specs(geometry.image, dtype)),
         "weight": draw(specs(geometry.weight, dtype, CONTENTS)),
         "alpha": draw(specs(vector, dtype)),
-        "beta": draw(st.sampled_from([st.just("alpha"), specs(vector, dtype), specs(vector, dtype)]).flatmap(lambda s: s)),
+        "beta": draw(specs(vector, dtype)),
         "bias": draw(st.none() | specs(vector, dtype)),
-    }  # fmt: skip
+    }
+    if draw(st.sampled_from([False, False, True])):
+        tensors["beta"] = "alpha"
     return Layer(geometry, tensors, padding_mode, draw(st.sampled_from(["split", "materialised"])))
 
 

@@ -82,9 +82,12 @@ def refuse(function: Callable[..., Any], name: str, arguments: dict[str, Any]) -
     with pytest.raises((TypeError, ValueError, RuntimeError)) as refused:
         function(**called)
     assert type(refused.value) in (TypeError, ValueError, RuntimeError), repr(refused.value)
-    wrong = arguments[name]
-    if not (isinstance(wrong, torch.Tensor) and wrong.is_sparse):  # torch says itself what it cannot do with one
-        assert NAMES.get(name, name) in str(refused.value), f"{name} is not named: {refused.value}"
+    wrong, said = arguments[name], str(refused.value)
+    if not isinstance(wrong, torch.Tensor):
+        assert NAMES.get(name, name) in said, f"{name} is not named: {said}"
+    elif not wrong.is_sparse:  # of which torch says itself what it cannot do; two shapes that disagree have two names
+        tensors = [NAMES.get(other, other) for other, value in arguments.items() if isinstance(value, torch.Tensor)]
+        assert any(tensor in said for tensor in tensors), f"{name} is not named: {said}"
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch", "auto"])
@@ -121,7 +124,8 @@ def test_weights(data, one, backend, device):
     name, arguments = spoiled(data, arguments, device)
 
     def call(weight, alpha, beta, **options):
-        return td.dirac_weight(weight, alpha, beta, **options) if one else td.dirac_weights([(weight, alpha, beta)], **options)  # fmt: skip
+        layer = (weight, alpha, beta)
+        return td.dirac_weight(*layer, **options) if one else td.dirac_weights([layer], **options)
 
     if not one and isinstance(arguments["groups"], tuple):
         return
