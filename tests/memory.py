@@ -9,7 +9,7 @@ check, for kernels that are decorated with it, and brings a web server along.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,17 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch hands out empty is full of NaN, buffers of bytes as well: 0xFF in every byte is a NaN of any width."""
     for owner, names in ALLOCATORS.items():
         for name in names:
+            monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
 
-            def poisoned(*args, _original=getattr(owner, name), **kwargs):
-                tensor = _original(*args, **kwargs)
-                if tensor.dtype == torch.uint8:
-                    return tensor.fill_(0xFF)
-                return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
-            monkeypatch.setattr(owner, name, poisoned)
+def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def poisoned(*args, **kwargs):
+        tensor = allocate(*args, **kwargs)
+        if tensor.dtype == torch.uint8:
+            return tensor.fill_(0xFF)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    return poisoned
 
 
 def guard(monkeypatch: pytest.MonkeyPatch) -> None:
