@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 import pytest
 
 from bench.options import add_options
+from tests import memory
 
 BENCH = Path(__file__).parents[1] / "bench"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,14 +59,11 @@ def _where_kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
         yield
 
 
-@pytest.fixture
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every floating tensor that ``torch.empty`` hands out is full of NaN: what is not written shows."""
-    for name in ("empty", "empty_like", "empty_strided"):
-        original = getattr(torch, name)
-
-        def poisoned(*args, _original=original, **kwargs):
-            tensor = _original(*args, **kwargs)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-        monkeypatch.setattr(torch, name, poisoned)
+@pytest.fixture(autouse=True)
+def _memory_tells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is poisoned, and in the interpreter every address that a kernel takes is checked; see ``tests.memory``."""
+    if request.node.get_closest_marker("cpu"):
+        return
+    memory.poison(monkeypatch)
+    if DEVICE.type == "cpu":
+        memory.guard(monkeypatch)

@@ -24,8 +24,6 @@ from triton_dirac.conv.dgrad import dgrad, dgrad_bytes, plan_dgrad, turn
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import TARGETS
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
 
 def check(problem, config, device, dtype=torch.float32, precision="ieee", alpha=True):
     case = Case(problem, dtype, device, alpha=alpha)

@@ -23,8 +23,6 @@ from triton_dirac.conv.config import Config
 from triton_dirac.conv.fprop import fprop, fprop_bytes, plan_fprop
 from triton_dirac.conv.problem import ConvProblem
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
 
 def check(problem, config, device, dtype=torch.float32, relu=False, precision="ieee", alpha=True):
     case = Case(problem, dtype, device, alpha=alpha)

@@ -80,14 +80,12 @@ def check(problem, dtype, device, **options):
     return dw
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("split_k", [1, 3])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_pixel_order(name, split_k, device):
     check(PROBLEMS[name], torch.float32, device, config=GATHER, split_k=split_k)
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("split_k", [1, 3])
 @pytest.mark.parametrize("name", BATCHES)
 def test_batch_order(name, split_k, device):
@@ -109,7 +107,6 @@ TILES = {
 }
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("config, split_k", [(TILE, 1), (TWO_PARTS, 3)], ids=lambda v: getattr(v, "name", str(v)))
 @pytest.mark.parametrize("name", TILES)
 def test_tile(name, config, split_k, device):
@@ -126,7 +123,6 @@ def test_tile_leaves_misaligned_tensors_to_another_loader(device):
     assert_as_good_as_torch("dw", dw, torch_wgrad(problem, dy, x, torch.float64), torch_wgrad(problem, dy, x, x.dtype))
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("config", [GATHER, BATCH, TILE], ids=lambda c: c.loader)
 def test_half_precision(config, dtype, device):
@@ -150,7 +146,6 @@ def pickable():
     return list(seen.values())
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("config, dtype, vectors", pickable(), ids=lambda v: getattr(v, "name", str(v)))
 def test_every_config_that_can_be_picked(config, dtype, vectors, device):
     channels, filters = (40, 72) if vectors else (3, 33)
@@ -178,7 +173,6 @@ def test_depthwise_takes_the_direct_kernel(device, monkeypatch):
     check(ConvProblem(2, 8, 5, 5, 8, 3, 3, padding=SAME, groups=8), torch.float32, device)
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("config", [GATHER, BATCH, TILE], ids=lambda c: c.loader)
 def test_empty_batch_gives_zeros(config, device):
     problem = ConvProblem(0, 8, 5, 5, 12, 3, 3, padding=SAME)
