@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,11 @@ def _end_on_sigterm(config: pytest.Config) -> None:
 
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, interrupt)
-        config.add_cleanup(lambda: signal.signal(signal.SIGTERM, before))
+        config.add_cleanup(partial(_restore, before))
+
+
+def _restore(handler: Any) -> None:
+    signal.signal(signal.SIGTERM, handler)
 
 
 def _measures(item: pytest.Item) -> bool:
