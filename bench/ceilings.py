@@ -47,13 +47,13 @@ def _sustained(call: Call, device: Device, seconds: float, once: float) -> float
     return middle.elapsed_time(end) * 1e-3 / half
 
 
-def of_gpu(dtypes: Sequence[str], device: Device) -> Loads:
-    """The current GPU's ceilings for a copy and for products in each of ``dtypes``."""
-    source = torch.randn(COPIED // 4, device="cuda")
+def of_gpu(dtypes: Sequence[str], device: Device, place: torch.device) -> Loads:
+    """The ceilings of the GPU at ``place`` for a copy and for products in each of ``dtypes``."""
+    source = torch.randn(COPIED // 4, device=place)
     found = measured({"copy": (partial(torch.empty_like(source).copy_, source), 2 * COPIED)}, device)
     del source
     for dtype in dtypes:
-        a, b = (torch.randn(SIZE, SIZE, device="cuda").to(STORAGE[dtype]) for _ in range(2))
+        a, b = (torch.randn(SIZE, SIZE, device=place).to(STORAGE[dtype]) for _ in range(2))
         out = torch.empty_like(a)
         with float32_matmuls(dtype):
             found |= measured({dtype: (partial(torch.matmul, a, b, out=out), 2 * SIZE**3)}, device)

@@ -158,7 +158,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if LAB not in session.config.stash:
         return
     lab = lab_of(session.config)
-    if lab.file:
+    if lab.file and any(lab.results.values()):
         lab.file.write(json.loads(lab.file.path.read_text()) if lab.has_ended else {**lab.end(), **lab.results})
 
 

@@ -5,6 +5,7 @@ A journal is a text file with a JSON object a line; each line is written, flushe
     {"environment": {...}}             where and of what code the rows after it are; the last holds for the report
     {"started": [...]}                 a row's key: suite, pass, net, layer, dtype
     {"faulted": [...], "contender": "...", "reason": "..."}       it lost the GPU, and the process ended
+    {"warning": "..."}
     {"row": [...], "seconds": 1.5, "benchmarks": [...], "accuracy": [...], "not_run": [...], "counted": [...]}
 
 A process killed in mid-line leaves a line without an end: it is no line.
@@ -46,6 +47,7 @@ class Journal:
         self.seconds: dict[Key, float] = {}
         self.unfinished: Counter[Key] = Counter()  # rows that were started and not finished: how often
         self.faulted: dict[Key, dict[str, str]] = {}  # contenders that lost the GPU in a row, and how
+        self.warnings: list[str] = []
         self._resume = resume and path.exists()
         self._file: Any = None
         if self._resume:
@@ -57,6 +59,8 @@ class Journal:
                 entry = json.loads(line)
                 if "environment" in entry:
                     self.environment = entry["environment"]
+                elif "warning" in entry:
+                    self.warnings.append(entry["warning"])
                 elif "started" in entry:
                     self.unfinished[tuple(entry["started"])] += 1
                 elif "faulted" in entry:
@@ -87,6 +91,9 @@ class Journal:
 
     def start(self, key: Key) -> None:
         self._append({"started": key})
+
+    def warn(self, message: str) -> None:
+        self._append({"warning": message})
 
     def fault(self, key: Key, contender: str, reason: str) -> None:
         self._append({"faulted": key, "contender": contender, "reason": reason})

@@ -52,8 +52,8 @@ class Lab:
         self.device = device
         self.machine = Machine(device, sampler or self._first_sample, compile_all=selection.layers is not None)
         self.on_gpu = self.machine.on_gpu
-        self.warnings: list[str] = []
-        self.ceilings: Loads | None = None
+        self.warnings: list[str] = list(journal.warnings) if journal else []
+        self.ceilings: Loads | None = ((journal and journal.environment) or {}).get("ceilings")
         self.results: Entries = {kind: [] for kind in KINDS}
         self.load_before = environment.load()
         self.clocks_before = environment.clocks() if self.on_gpu else None
@@ -146,8 +146,7 @@ class Lab:
 
     def _measured(self, key: Key, measure: Callable[[], Entries]) -> Entries:
         if self._started is None:
-            if self.on_gpu and self.ceilings is None:
-                self.ceilings = self._measured_ceilings()
+            self.ceilings = self.ceilings or self._measured_ceilings()
             self._started = self.environment()
             if self._journal:
                 self._journal.begin(self._started)
@@ -178,6 +177,8 @@ class Lab:
         """For the report, and now for whoever looks on."""
         for message in messages:
             self.warnings.append(message)
+            if self._journal:
+                self._journal.warn(message)
             warnings.warn(message, stacklevel=2)
 
     def _from_journal(self, key: Key) -> Entries | None:
@@ -225,7 +226,7 @@ class Lab:
 
     def _measured_ceilings(self) -> Loads | None:
         try:
-            return ceilings.of_gpu(self.selection.dtypes or DTYPES, Gpu())
+            return None if not self.on_gpu else ceilings.of_gpu(self.selection.dtypes or DTYPES, Gpu(), self.device)
         except Exception as error:  # a small GPU, say: shares of ceilings are not worth the run
             self.warn([f"the ceilings are not measured: {type(error).__name__}: {error}"])
             return None

@@ -14,7 +14,7 @@ def document(text: str) -> dict[str, Any]:
     Raises json.JSONDecodeError, which names the line.
     """
     found: dict[str, Any] = {name: [] for name in LISTS}
-    start = 0
+    start, warnings = 0, list[Any]()
     for line in text.split("\n")[:-1]:
         try:
             entry = json.loads(line)
@@ -25,7 +25,11 @@ def document(text: str) -> dict[str, Any]:
             continue
         if "environment" in entry:
             found["environment"] = entry["environment"]
+        if "warning" in entry:
+            warnings.append(entry["warning"])
         for name in LISTS:
             part = entry.get(name)
             found[name] += part if isinstance(part, list) else []
+    if warnings and isinstance(found.get("environment"), dict):
+        found["environment"] = {**found["environment"], "warnings": warnings}
     return found

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench import test_conv, test_dirac_block, test_weight_prep, test_weight_prep_nets
-from bench.budget import ENDING, Budget, worth
+from bench.budget import ENDING, UNSEEN, Budget, worth
 from bench.journal import Journal
 from bench.lab import Lab
 from bench.options import Selection
@@ -75,9 +75,20 @@ def test_a_row_starts_if_rows_like_it_ended_in_what_is_left():
     )
     assert budget.refusal(("weight_prep", *KEY[1:])) is None, "rows of another kind are quicker"
     assert budget.refusal(("conv", *KEY[1:-1], "float32")) is not None, "a dtype not yet seen is like its suite"
-    assert budget.refusal(("new", *KEY[1:])) is not None, "a suite not yet seen is like any"
+    assert "about 30 s" in budget.refusal(("new", *KEY[1:])), "a suite not yet seen is like any"
     clock.now += 29
     assert budget.refusal(("weight_prep", *KEY[1:])) is not None
+
+
+def test_the_first_row_of_a_suite_is_taken_to_compile():
+    clock = Clock()
+    budget = Budget(1, clock)
+    budget.took(KEY, 1.0)
+    clock.now += 60 - ENDING - UNSEEN - 1
+    assert budget.refusal(("dirac_block", *KEY[1:])) is None
+    clock.now += 2
+    assert f"about {UNSEEN:.0f} s" in budget.refusal(("dirac_block", *KEY[1:]))
+    assert budget.refusal(KEY) is None
 
 
 def test_one_long_row_is_forgotten():

@@ -5,14 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import environment, lab, machine, second_look
+from bench import ceilings, environment, lab, machine, second_look
 from bench.accuracy import Error
 from bench.ceilings import measured
 from bench.clocks import ClockWatch
 from bench.journal import Journal
 from bench.machine import DeviceLostError, Machine
 from bench.options import Selection
-from bench.suite import Contender
+from bench.results import KINDS
+from bench.suite import STORAGE, Contender
 from bench.timing import EVENTS, WALL_COLD, Samples
 from tests.scripted_gpu import Clock, FakeGpu
 
@@ -32,6 +33,51 @@ def test_short_and_sustained_loads_are_told_apart():
 
     found = measured({"copy": (call, 4e9)}, gpu, seconds=2.0)
     assert found == {"copy": {"short": pytest.approx(4e12), "sustained": pytest.approx(3.2e12)}}
+
+
+@pytest.mark.parametrize("dtype, precision", [("tf32", "tf32"), ("float32", "ieee"), ("bfloat16", "ieee")])
+def test_a_machine_s_ceilings_are_a_copy_and_products_in_each_dtype(dtype, precision, monkeypatch):
+    """On a CPU, by a clock that takes a millisecond for everything."""
+    gpu, seen = FakeGpu(Clock()), []
+    plain, matmul = gpu.queue, torch.matmul
+    monkeypatch.setattr(gpu, "queue", lambda seconds: plain(seconds + 1e-3))
+    monkeypatch.setattr(gpu, "idle", lambda seconds: plain(seconds + 1.0))
+    monkeypatch.setattr(ceilings, "COPIED", 4096)
+    monkeypatch.setattr(ceilings, "SIZE", 16)
+    monkeypatch.setattr(ceilings, "SUSTAINED_SECONDS", 5e-3)
+
+    def product(a, b, out):
+        seen.append((a.dtype, torch.backends.cuda.matmul.fp32_precision))
+        return matmul(a, b, out=out)
+
+    monkeypatch.setattr(torch, "matmul", product)
+    before = torch.backends.cuda.matmul.fp32_precision
+    found = ceilings.of_gpu([dtype], gpu, torch.device("cpu"))
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    assert set(seen) == {(STORAGE[dtype], precision)}
+    assert found["copy"]["short"] == pytest.approx(2 * 4096 / 1e-3)
+    assert found[dtype]["short"] == pytest.approx(2 * 16**3 / 1e-3)
+    assert list(found) == ["copy", dtype]
+
+
+def test_ceilings_that_cannot_be_measured_are_a_warning_and_no_more(tmp_path, monkeypatch):
+    def small(*_):
+        raise torch.OutOfMemoryError("2 GiB")
+
+    monkeypatch.setattr(ceilings, "of_gpu", small)
+    monkeypatch.setattr(lab, "Gpu", lambda: None)
+    of_gpu = lab.Lab(Selection(), torch.device("cpu"), journal=Journal(tmp_path / "j.jsonl"))
+    of_gpu.on_gpu = True
+    with pytest.warns(UserWarning, match="the ceilings are not measured: OutOfMemoryError: 2 GiB"):
+        of_gpu.once(KEY, (), lambda: {kind: [] for kind in KINDS})
+    monkeypatch.setattr(ceilings, "of_gpu", lambda dtypes, gpu, place: {"copy": {"short": 1.0, "sustained": 1.0}})
+    of_gpu._started = None
+    of_gpu.once(("other", *KEY[1:]), (), lambda: {kind: [] for kind in KINDS})
+    kept = Journal(tmp_path / "j.jsonl", resume=True)
+    assert kept.environment["ceilings"] == {"copy": {"short": 1.0, "sustained": 1.0}}
+    assert kept.warnings == ["the ceilings are not measured: OutOfMemoryError: 2 GiB"]
+    resumed = lab.Lab(Selection(), torch.device("cpu"), journal=kept)
+    assert (resumed.ceilings, resumed.warnings) == (kept.environment["ceilings"], kept.warnings)
 
 
 def state(clock, power=650.0):

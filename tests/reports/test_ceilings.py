@@ -75,8 +75,9 @@ def test_what_is_no_ceiling_is_none(written, document, stated):
 
 def test_a_journal_makes_the_same_report_as_its_results_file(tmp_path, written, document):
     journal = tmp_path / "results.journal.jsonl"
-    lines = [{"environment": {"gpu": "before the last"}}, {"environment": document["environment"]}]
-    lines += [{"started": ["conv"]}, {"row": ["conv"], "seconds": 1, "benchmarks": document["benchmarks"]}]
+    row = {"row": ["conv"], "seconds": 1, "benchmarks": document["benchmarks"]}
+    stated = [{"environment": {"gpu": "before the last"}}, {"environment": document["environment"]}]
+    lines = [*stated, {"warning": "the SM clock fell"}, {"started": ["conv"]}, row]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     journal.write_text(text + text[: len(text) // 3].replace("\n", " "))
     ours, theirs = (
