@@ -20,6 +20,9 @@ class Index:
     def __init__(self, value):
         self.value = value
 
+    def __repr__(self):  # the same in every process, as the names of tests must be
+        return "Index()"
+
     def __index__(self):
         return self.value
 
