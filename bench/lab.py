@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 import pytest
@@ -198,7 +199,7 @@ class Lab:
         return {**{kind: [] for kind in KINDS}, "not_run": not_run}
 
     def give(self, benchmark: Any, entries: Entries, contender: str) -> None:
-        """Of a row's ``entries`` the contender's to ``benchmark``: samples, a reason to skip or a failure."""
+        """The contender's part of ``entries`` to ``benchmark``: samples, a reason to skip or a failure."""
         for entry in entries["benchmarks"]:
             if entry["extra_info"]["contender"] == contender:
                 benchmark.extra_info.update(entry["extra_info"])
@@ -207,7 +208,7 @@ class Lab:
                 else:
                     benchmark.pedantic(lambda: None)  # --benchmark-disable: checked, not timed
                 return
-        if contender in self._errors:
+        if contender in self._errors:  # with the place where it was raised
             raise self._errors[contender]
         left_out = next(entry for entry in entries["not_run"] if entry["contender"] == contender)
         (pytest.fail if left_out.get("failed") else pytest.skip)(left_out["reason"])
@@ -217,8 +218,7 @@ class Lab:
     def _first_sample(self, calls: Mapping[str, Call]) -> Outcomes:
         """The sampler of the device, made when it is first needed: a GPU's takes memory."""
         if self.on_gpu:
-            gpu = Gpu()
-            self.machine.sampler = lambda calls: device_samples(calls, gpu)
+            self.machine.sampler = partial(device_samples, device=Gpu())
         else:
             keep_freed_memory()
             self.machine.sampler = wall_samples
@@ -234,18 +234,16 @@ class Lab:
     def environment(self) -> dict[str, Any]:
         clocks_now = environment.clocks() if self.on_gpu else None
         found = environment.environment(self._command, self.clocks_before, clocks_now, self.load_before)
-        return {
-            **found,
-            "batch": self.selection.batch,
-            "contenders": self.selection.contenders,
-            "ceilings": self.ceilings,
-            "warnings": self.warnings,
-        }
+        asked = {"batch": self.selection.batch, "contenders": self.selection.contenders}
+        return {**found, **asked, "ceilings": self.ceilings, "warnings": self.warnings}
 
     def end(self) -> dict[str, Any]:
         """What the results file says beside the benchmarks, when the run ends."""
         self.has_ended = True
-        environment = self.environment()
+        try:
+            stated = self.environment()
+        except Exception:  # a lost GPU does not even tell its name
+            stated = {**(self._started or {}), "warnings": self.warnings}
         if self._journal and self._started:
-            self._journal.begin(environment)
-        return {"environment": environment, **{kind: self.results[kind] for kind in KINDS if kind != "benchmarks"}}
+            self._journal.begin(stated)
+        return {"environment": stated, **{kind: self.results[kind] for kind in KINDS if kind != "benchmarks"}}
