@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent
 LAB = ROOT / ".nox" / "lab"
 LATEST = ROOT / "reports" / "latest"
 PREVIOUS = ROOT / "reports" / "previous"
+JOURNAL = "results.journal.jsonl"  # what --resume goes on with
 PROJECT = nox.project.load_toml("pyproject.toml")
 TORCH, TRITON = "2.13.0", "3.7.1"  # the pair that continuous integration runs
 
@@ -109,6 +110,8 @@ def bench(session: nox.Session) -> None:
         shutil.rmtree(PREVIOUS, ignore_errors=True)
         LATEST.rename(PREVIOUS)
     LATEST.mkdir(parents=True, exist_ok=True)
+    if "--resume" in session.posargs and (PREVIOUS / JOURNAL).exists():
+        shutil.copy2(PREVIOUS / JOURNAL, LATEST / JOURNAL)
     suites = ("-m", "pytest", "--benchmark-only", "--benchmark-quiet", "--tb=short")
     results, compiled, moved = result_files(LATEST)
     steps = {

@@ -25,6 +25,7 @@ GPU_DTYPES = ("bfloat16", "float16", "tf32", "float32")
 CPU_DTYPES = ("float32", "float16", "bfloat16", "tf32")
 
 ENDING = 5.0  # seconds that writing the results may take
+UNSEEN = 20.0  # seconds that the first row of a suite takes at least: it compiles what no row has before
 RECENT = 5  # rows of a kind, the longest of which is expected again
 
 
@@ -69,8 +70,14 @@ class Budget:
         )
 
     def _estimate(self, key: Sequence[str]) -> float:
-        """The longest of the last rows of its suite and dtype, else of its suite, else of all."""
-        return next((max(self._took[kind]) for kind in _kinds(key) if kind in self._took), 0.0)
+        """The longest of the last rows of its suite and dtype, else of its suite; the first of a suite is dearer.
+
+        The first of all starts, whatever it takes.
+        """
+        of_dtype, of_suite, of_all = (self._took.get(kind, ()) for kind in _kinds(key))
+        if known := of_dtype or of_suite:
+            return max(known)
+        return max(UNSEEN, *of_all) if of_all else 0.0
 
 
 def _kinds(key: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if LAB not in session.config.stash:
         return
     lab = lab_of(session.config)
-    if lab.file:
+    if lab.file and any(lab.results.values()):
         lab.file.write(json.loads(lab.file.path.read_text()) if lab.has_ended else {**lab.end(), **lab.results})
 
 
@@ -180,7 +181,11 @@ def _end_on_sigterm(config: pytest.Config) -> None:
 
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, interrupt)
-        config.add_cleanup(lambda: signal.signal(signal.SIGTERM, before))
+        config.add_cleanup(partial(_restore, before))
+
+
+def _restore(handler: Any) -> None:
+    signal.signal(signal.SIGTERM, handler)
 
 
 def _measures(item: pytest.Item) -> bool:

@@ -4,6 +4,8 @@ A journal is a text file with a JSON object a line; each line is written, flushe
 
     {"environment": {...}}             where and of what code the rows after it are; the last holds for the report
     {"started": [...]}                 a row's key: suite, pass, net, layer, dtype
+    {"faulted": [...], "contender": "...", "reason": "..."}       it lost the GPU, and the process ended
+    {"warning": "..."}
     {"row": [...], "seconds": 1.5, "benchmarks": [...], "accuracy": [...], "not_run": [...], "counted": [...]}
 
 A process killed in mid-line leaves a line without an end: it is no line.
@@ -32,7 +34,7 @@ class Journal:
     """The file that rows are appended to. Nothing is written, and no file made, before the first line."""
 
     def __init__(self, path: Path, resume: bool = False) -> None:
-        """With ``resume`` the lines of an existing file are kept: ``environment``, ``rows``, ``unfinished``.
+        """With ``resume`` the lines of an existing file are kept: ``environment``, ``rows`` and what follows.
 
         Without, the file moves aside when the first line is written.
 
@@ -44,6 +46,8 @@ class Journal:
         self.rows: dict[Key, Entries] = {}
         self.seconds: dict[Key, float] = {}
         self.unfinished: Counter[Key] = Counter()  # rows that were started and not finished: how often
+        self.faulted: dict[Key, dict[str, str]] = {}  # contenders that lost the GPU in a row, and how
+        self.warnings: list[str] = []
         self._resume = resume and path.exists()
         self._file: Any = None
         if self._resume:
@@ -55,8 +59,14 @@ class Journal:
                 entry = json.loads(line)
                 if "environment" in entry:
                     self.environment = entry["environment"]
+                elif "warning" in entry:
+                    self.warnings.append(entry["warning"])
                 elif "started" in entry:
                     self.unfinished[tuple(entry["started"])] += 1
+                elif "faulted" in entry:
+                    key = tuple(entry["faulted"])
+                    self.faulted.setdefault(key, {})[entry["contender"]] = entry["reason"]
+                    self.unfinished[key] -= 1
                 else:
                     key = tuple(entry["row"])
                     self.rows[key] = {kind: entry[kind] for kind in KINDS}
@@ -81,6 +91,12 @@ class Journal:
 
     def start(self, key: Key) -> None:
         self._append({"started": key})
+
+    def warn(self, message: str) -> None:
+        self._append({"warning": message})
+
+    def fault(self, key: Key, contender: str, reason: str) -> None:
+        self._append({"faulted": key, "contender": contender, "reason": reason})
 
     def finish(self, key: Key, seconds: float, entries: Entries) -> None:
         self._append({"row": key, "seconds": round(seconds, 3), **entries})

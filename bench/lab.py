@@ -7,25 +7,32 @@ them is asked for, and are then in the results and in the journal.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
-from bench import environment
+from bench import ceilings, environment
 from bench.allocator import keep_freed_memory
 from bench.budget import Budget
+from bench.ceilings import Loads
+from bench.clocks import ClockWatch
 from bench.journal import Journal, Key
+from bench.machine import DeviceLostError, Machine, Sampler
 from bench.nets import NETS
 from bench.obstacles import has_cudnn
 from bench.options import CPU_DTYPES, DTYPES, Selection, chosen
 from bench.results import KINDS, Entries, ResultsFile
 from bench.suite import Contender, Row, Subject, Suite, names
-from bench.timing import Gpu, device_samples, record, wall_samples
-from bench.trial import Crops, Sampler, Trial
+from bench.timing import Call, Gpu, Outcomes, device_samples, record, wall_samples
+from bench.trial import Trial
 
 CPU_BATCH = 2  # enough for every sample to take longer than the clock's noise; said in each result's problem
+DEVICE_LOST = 75  # the exit status: EX_TEMPFAIL, another process may go on
 MOST_DEATHS = 2  # a row that a process died in so often is not started again
 
 
@@ -44,19 +51,21 @@ class Lab:
     ) -> None:
         self.selection = selection
         self.device = device
-        self.on_gpu = device.type == "cuda"
+        self.machine = Machine(device, sampler or self._first_sample, compile_all=selection.layers is not None)
+        self.on_gpu = self.machine.on_gpu
+        self.warnings: list[str] = list(journal.warnings) if journal else []
+        self.ceilings: Loads | None = ((journal and journal.environment) or {}).get("ceilings")
         self.results: Entries = {kind: [] for kind in KINDS}
         self.load_before = environment.load()
         self.clocks_before = environment.clocks() if self.on_gpu else None
-        self._sampler = sampler
         self._journal, self._budget, self.file = journal, budget, file
         self._command = command
         self.has_ended = False
         self._started: dict[str, Any] | None = None  # the environment, once a row has been
         self._done: dict[Key, Entries] = {}
         self._errors: dict[str, Exception] = {}  # of the last row: they keep its tensors
-        self._crops: Crops = {}
         if self.on_gpu:
+            self.machine.watch = ClockWatch()
             torch.backends.cudnn.benchmark = True
             torch.backends.cudnn.benchmark_limit = 0  # all plans, as ours tries all its configs
 
@@ -111,9 +120,12 @@ class Lab:
         benchmark.group = " ".join(row.key)
 
         def measure() -> Entries:
-            trial = Trial(row, self._contenders(suite), self.device, self._crops)
-            entries = trial.run(self._sample if benchmark.enabled else None, self.selection.layers is not None)
+            faulted = self._journal.faulted.get(row.key) if self._journal else None
+            machine = self.machine if benchmark.enabled else replace(self.machine, sampler=None)
+            trial = Trial(row, self._contenders(suite), machine, faulted)
+            entries = trial.run()
             self._errors = trial.errors
+            self.warn(trial.warnings)
             return entries
 
         contenders = [known.name for known in self._contenders(suite)]
@@ -136,19 +148,40 @@ class Lab:
 
     def _measured(self, key: Key, measure: Callable[[], Entries]) -> Entries:
         if self._started is None:
+            self.ceilings = self.ceilings or self._measured_ceilings()
             self._started = self.environment()
             if self._journal:
                 self._journal.begin(self._started)
         start = time.monotonic()
         if self._journal:
             self._journal.start(key)
-        entries = measure()
+        try:
+            entries = measure()
+        except DeviceLostError as error:
+            self._end_without_device(key, error)
         seconds = time.monotonic() - start
         if self._journal:
             self._journal.finish(key, seconds, entries)
         if self._budget:
             self._budget.took(key, seconds)
         return entries
+
+    def _end_without_device(self, key: Key, error: DeviceLostError) -> NoReturn:
+        """No call of the GPU in this process succeeds any more: whoever goes on is another process."""
+        message = f"{' '.join(key)}: {error}; nothing was measured after it, and --resume goes on without it"
+        if self._journal and error.contender:
+            self._journal.fault(key, error.contender, error.reason)
+        self.results["not_run"].append({**names(key, error.contender), "failed": True, "reason": str(error)})
+        self.warn([message])
+        pytest.exit(message, returncode=DEVICE_LOST)
+
+    def warn(self, messages: Sequence[str]) -> None:
+        """For the report, and now for whoever looks on."""
+        for message in messages:
+            self.warnings.append(message)
+            if self._journal:
+                self._journal.warn(message)
+            warnings.warn(message, stacklevel=2)
 
     def _from_journal(self, key: Key) -> Entries | None:
         if self._journal is None or key not in self._journal.rows:
@@ -167,7 +200,7 @@ class Lab:
         return {**{kind: [] for kind in KINDS}, "not_run": not_run}
 
     def give(self, benchmark: Any, entries: Entries, contender: str) -> None:
-        """Of a row's ``entries`` the contender's to ``benchmark``: samples, a reason to skip or a failure."""
+        """The contender's part of ``entries`` to ``benchmark``: samples, a reason to skip or a failure."""
         for entry in entries["benchmarks"]:
             if entry["extra_info"]["contender"] == contender:
                 benchmark.extra_info.update(entry["extra_info"])
@@ -176,32 +209,42 @@ class Lab:
                 else:
                     benchmark.pedantic(lambda: None)  # --benchmark-disable: checked, not timed
                 return
-        if contender in self._errors:
+        if contender in self._errors:  # with the place where it was raised
             raise self._errors[contender]
         left_out = next(entry for entry in entries["not_run"] if entry["contender"] == contender)
         (pytest.fail if left_out.get("failed") else pytest.skip)(left_out["reason"])
 
-    def _sample(self, calls: Any) -> Any:
-        if self._sampler is None:
-            if self.on_gpu:
-                gpu = Gpu()
-                self._sampler = lambda calls: device_samples(calls, gpu)
-            else:
-                keep_freed_memory()
-                self._sampler = wall_samples
-        return self._sampler(calls)
+    # --- how and where ------------------------------------------------------------------------------------------
 
-    # --- where ------------------------------------------------------------------------------------------
+    def _first_sample(self, calls: Mapping[str, Call]) -> Outcomes:
+        """The sampler of the device, made when it is first needed: a GPU's takes memory."""
+        if self.on_gpu:
+            self.machine.sampler = partial(device_samples, device=Gpu())
+        else:
+            keep_freed_memory()
+            self.machine.sampler = wall_samples
+        return self.machine.sampler(calls)
+
+    def _measured_ceilings(self) -> Loads | None:
+        try:
+            return None if not self.on_gpu else ceilings.of_gpu(self.selection.dtypes or DTYPES, Gpu(), self.device)
+        except Exception as error:  # a small GPU, say: shares of ceilings are not worth the run
+            self.warn([f"the ceilings are not measured: {type(error).__name__}: {error}"])
+            return None
 
     def environment(self) -> dict[str, Any]:
         clocks_now = environment.clocks() if self.on_gpu else None
         found = environment.environment(self._command, self.clocks_before, clocks_now, self.load_before)
-        return {**found, "batch": self.selection.batch, "contenders": self.selection.contenders}
+        asked = {"batch": self.selection.batch, "contenders": self.selection.contenders}
+        return {**found, **asked, "ceilings": self.ceilings, "warnings": self.warnings}
 
     def end(self) -> dict[str, Any]:
         """What the results file says beside the benchmarks, when the run ends."""
         self.has_ended = True
-        environment = self.environment()
+        try:
+            stated = self.environment()
+        except Exception:  # a lost GPU does not even tell its name
+            stated = {**(self._started or {}), "warnings": self.warnings}
         if self._journal and self._started:
-            self._journal.begin(environment)
-        return {"environment": environment, **{kind: self.results[kind] for kind in KINDS if kind != "benchmarks"}}
+            self._journal.begin(stated)
+        return {"environment": stated, **{kind: self.results[kind] for kind in KINDS if kind != "benchmarks"}}

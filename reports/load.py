@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reports import journal
+
 ACCEPTED = (
-    "accepted are a results file of `pytest --benchmark-only --benchmark-json FILE` "
+    "accepted are a results file of `pytest --benchmark-only --benchmark-json FILE`, its journal (.jsonl) "
     "and a compile table of `python -m bench.compile --json FILE`"
 )
 # What tells one measurement from another: rows that agree in these are compared with each other.
@@ -133,7 +135,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not text.strip():
         raise ReportError(f"{path}: empty file; {ACCEPTED}")
     try:
-        content = json.loads(text)
+        content = journal.document(text) if path.suffix == ".jsonl" else json.loads(text)
     except json.JSONDecodeError as error:
         raise ReportError(f"{path}: not JSON (line {error.lineno}: {error.msg}); {ACCEPTED}") from None
     except (ValueError, RecursionError) as error:  # thousands of digits, thousands of levels

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench import obstacles, trial
+from bench.journal import Journal
 from bench.lab import Lab
 from bench.layers import Layer
 from bench.options import Selection
@@ -167,7 +168,7 @@ def test_one_that_breaks_while_it_is_timed_costs_itself_alone(lab, sampled):
         sampled.append(sorted(calls))
         return {"torch": Samples([1e-3]), "flaky": ArithmeticError("the third time")}
 
-    lab._sampler = sampler
+    lab.machine.sampler = sampler
     flaky = Contender("flaky", "eager", doubling())
     suite = replace(SUITE, contenders=(flaky, SUITE.contenders[0]))
     for _ in range(2):
@@ -200,7 +201,7 @@ def test_a_broken_sampler_is_everybody_s_reason(lab):
     def sampler(calls):
         raise torch.OutOfMemoryError("no room to flush in")
 
-    lab._sampler = sampler
+    lab.machine.sampler = sampler
     assert reason_of(lab, "torch") == "the GPU's memory does not hold it: no room to flush in"
 
 
@@ -377,3 +378,68 @@ def test_on_a_cpu_torch_compile_is_timed_where_it_is_affordable(monkeypatch):
     assert "TF32 needs a GPU" in rule(cpu, "eager", "tf32")
     monkeypatch.setattr(obstacles.shutil, "which", lambda name: None)
     assert "needs a C++ compiler" in rule(cpu, "compile")
+
+
+def test_who_lost_the_gpu_in_this_row_is_not_run_again(lab, sampled, tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.start(Row(SUITE, LAYER, "float32", "forward").key)
+    journal.fault(Row(SUITE, LAYER, "float32", "forward").key, "broken", "illegal address")
+    lab._journal = Journal(tmp_path / "j.jsonl", resume=True)
+    with pytest.raises(pytest.fail.Exception, match="lost the GPU: illegal address"):
+        run(lab, "broken")
+    run(lab, "torch")
+    assert sampled == [["torch"]]
+
+
+class Watch:
+    """Clocks that fall while a row is timed."""
+
+    clocks = iter((1980.0, 1665.0))
+
+    def state(self):
+        return {"sm_mhz": next(self.clocks)}
+
+    def fall(self, state):
+        return "the SM clock fell" if state["sm_mhz"] < 1900 else None
+
+
+def test_a_row_says_its_clocks_and_a_fall_is_a_warning_that_drops_nothing(lab):
+    lab.machine.watch = Watch()
+    benchmark = Benchmark()
+    with pytest.warns(UserWarning, match="160x32x32-160 3x3 float32: the SM clock fell"):
+        run(lab, "torch", benchmark)
+    assert benchmark.rounds == 2
+    assert benchmark.extra_info["clocks_before"] == {"sm_mhz": 1980.0}
+    assert benchmark.extra_info["clocks_after"] == {"sm_mhz": 1665.0}
+    assert "the SM clock fell" in lab.environment()["warnings"][0]
+
+
+def test_what_is_much_faster_than_cudnn_is_checked_and_timed_again(lab, monkeypatch):
+    """The kernel is right once and wrong after it was timed: a race, say. It gets no time, and its error is kept."""
+    calls = []
+
+    def wrong_later(work):
+        return lambda: (calls.append(1), (work.inputs["x"] * (2.0 if len(calls) < 2 else 3.0),))[1]
+
+    monkeypatch.setattr(trial, "obstacle", lambda *_, **__: None)
+    monkeypatch.setattr(obstacles, "has_cudnn", lambda device: True)
+    seconds = {"cudnn": 1e-3, "triton": 0.5e-3, "right": 0.8e-3}
+    sampled = []
+
+    def sampler(calls):
+        sampled.append(list(calls))
+        return {name: Samples([seconds[name]] * 3) for name in calls}
+
+    lab.machine.sampler = sampler
+    contenders = [
+        Contender("cudnn", "cudnn", doubling()),
+        Contender("triton", "triton", wrong_later),
+        Contender("right", "triton", doubling()),
+    ]
+    suite, right = replace(SUITE, contenders=contenders), Benchmark()
+    with pytest.raises(pytest.skip.Exception, match="2 times as fast as cudnn, and checked again it failed the check"):
+        lab.run(Benchmark(), suite, *WHERE, "float32", "forward", "triton")
+    lab.run(right, suite, *WHERE, "float32", "forward", "right")
+    assert right.extra_info["times_as_fast_as_cudnn"] == [1.25, 1.25]
+    assert sampled == [["cudnn", "triton", "right"], ["right", "cudnn"]]
+    assert [entry["passed"] for entry in accuracy(lab, "triton")] == [True, False]
