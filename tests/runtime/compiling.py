@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime import driver
 
 from triton_dirac import DiracConv2d, functional, prepared, tuning
@@ -94,6 +95,16 @@ def outcomes():
     ahead.cores = lambda: 0  # and no process would be made
     again = ahead.compile_ahead({name: plans[name] for name in ("good", "odd")}, H100, timeout=11)
     return {**outcome._asdict(), "progress": steps, "again": again.compiled}
+
+
+def launchers():
+    """The launchers that a kernel compiled ahead has, by whether they look for the GPU's driver."""
+    ahead.compile_ahead({"good": planned}, H100)
+    built = list(compiled_cache.directory().glob("*/__triton_launcher*.so"))
+    return {
+        "of C": hasattr(nvidia_driver, "make_launcher"),
+        "linked": [b"libcuda.so.1" in f.read_bytes() for f in built],
+    }
 
 
 def unstartable():

@@ -90,3 +90,11 @@ def test_a_training_step_compiles_nothing_from_a_copied_cache(tmp_path):
     assert step["groups"] == ahead["compiled"]
     assert step["launched"] > 8
     assert step["compiled"] == 0
+
+
+def test_launchers_are_built_too_where_triton_compiles_them(tmp_path):
+    found = run(tmp_path, "launchers")
+    if not found["of C"]:
+        assert found["linked"] == []
+        pytest.skip("this Triton has one launcher for all kernels")
+    assert found["linked"] == [True]
