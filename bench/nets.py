@@ -45,12 +45,8 @@ def register_net(
     NETS[name] = Net(build, image_size, batch, by_default)
 
 
-# As published (arXiv 1706.00388).
-register_net("DiracNet-28-10", lambda: models.diracnet(28, 10, 10), 32, 128, by_default=True)
-register_net("DiracNet-28-5", lambda: models.diracnet(28, 5, 10), 32, 128, by_default=True)
-register_net("DiracNet-34-2", lambda: models.diracnet(34, 2, 10), 32, 128, by_default=True)
-register_net("DiracNet-18", models.diracnet18, 224, 256, by_default=True)
-register_net("DiracNet-34", models.diracnet34, 224, 256, by_default=True)
+for _name, _net in models.PUBLISHED.items():
+    register_net(_name, _net.build, _net.image_size, _net.batch, by_default=True)
 
 
 def repvgg_a0() -> nn.Module:
