@@ -98,3 +98,11 @@ def test_launchers_are_built_too_where_triton_compiles_them(tmp_path):
         assert found["linked"] == []
         pytest.skip("this Triton has one launcher for all kernels")
     assert found["linked"] == [True]
+
+
+def test_a_first_call_compiles_in_other_processes_and_times_every_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_DIRAC_CACHE_DIR", str(tmp_path / "timings"))
+    found = run(tmp_path / "kernels", "tuned")
+    assert sorted(found["timed"]) == sorted(found["offered"])
+    assert len(found["timed"]) == found["launched"] > 4
+    assert found["compiled"] == 0
