@@ -23,13 +23,13 @@ from bench.contenders import delta_of, eager_weight, weight_norm_weight
 from bench.net_contenders import replayed
 from bench.nets import NETS
 from bench.suite import Build, Contender, Results, Work
-from bench.timing import Call, Samples, rounds_for, turns
+from bench.timing import Call, Outcomes, Samples, interleaved
 from triton_dirac import models, reference
 from triton_dirac.modules import DiracConv2d
 
 TRAINED_NETS = ("DiracNet-28-10", "DiracNet-34-2", "DiracNet-18")
 PARTS = ("filters", "alpha", "beta", "rest")
-STEPS_PER_SAMPLE = 4  # on a GPU: the host runs ahead of it from one to the next, as it does in training
+STEPS_PER_SAMPLE = 4
 LAST = torch.channels_last
 WHOLE_STEPS = "wall clock of whole steps"
 
@@ -214,30 +214,34 @@ def _step(prepare: Callable[..., Tensor] | None, one_launch: bool = False, compi
     return build
 
 
-def step_samples(calls: Mapping[str, Call], budget: float = 3.0, least: int = 3, most: int = 20) -> dict[str, Samples]:
-    """Wall clock of whole steps, STEPS_PER_SAMPLE in a row and then a wait for the GPU: what a user waits for."""
-    on_gpu = torch.cuda.is_available()
-    steps, wait = (STEPS_PER_SAMPLE, torch.cuda.synchronize) if on_gpu else (1, lambda: None)
+class StepTimer:
+    """Wall clock of whole steps: on a GPU several in a row, in which the host runs ahead, and then a wait for it."""
 
-    def elapsed(call: Call) -> tuple[float, float]:
-        """(seconds a step, of these the host's)"""
-        wait()
+    def __init__(self, call: Call) -> None:
+        on_gpu = torch.cuda.is_available()
+        self._call, self._wait = call, torch.cuda.synchronize if on_gpu else lambda: None
+        self._steps = STEPS_PER_SAMPLE if on_gpu else 1
+        self._seconds, self._host = list[float](), list[float]()
+        for _ in range(2):  # the first compiles, allocates and captures
+            self.sample()
+        self.estimate = self._seconds[-1] * self._steps
+        self._seconds, self._host = [], []
+
+    def sample(self) -> None:
+        self._wait()
         start = time.perf_counter()
-        for _ in range(steps):
-            call()
-        host = time.perf_counter() - start
-        wait()
-        return (time.perf_counter() - start) / steps, host / steps
+        for _ in range(self._steps):
+            self._call()
+        self._host.append((time.perf_counter() - start) / self._steps)
+        self._wait()
+        self._seconds.append((time.perf_counter() - start) / self._steps)
 
-    first = {name: [elapsed(call) for _ in range(2)][-1] for name, call in calls.items()}
-    one_round = steps * sum(seconds for seconds, _ in first.values())
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    for name in turns(calls, rounds_for(budget, one_round, least, most)):
-        found[name].append(elapsed(calls[name]))
-    return {
-        name: Samples([s for s, _ in of], steps, 1e6 * statistics.median(host for _, host in of), WHOLE_STEPS)
-        for name, of in found.items()
-    }
+    def samples(self) -> Samples:
+        return Samples(self._seconds, self._steps, 1e6 * statistics.median(self._host), WHOLE_STEPS)
+
+
+def step_samples(calls: Mapping[str, Call]) -> Outcomes:
+    return interleaved(calls, StepTimer, budget=3.0, least=3, most=20)
 
 
 def _on_a_cpu(problem: Training, dtype: str, direction: str, device: torch.device) -> str | None:

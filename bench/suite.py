@@ -126,7 +126,7 @@ class Suite:
     ``draw(problem, normal, storage)`` returns the inputs, ``normal(*shape)`` being standard normal float32.
     ``definition(work)`` computes the results by ``triton_dirac.reference``, in the dtype of the inputs.
     ``compared(results)``: what of a call's results is compared, where that takes work that must not be timed.
-    ``sampler`` takes the samples, where a suite wants another clock than the machine's.
+    ``sampler`` takes the samples, where a suite wants another clock than the machine's (``bench.timing``).
     ``cost(problem, storage, pass)`` is the least (flops, bytes). ``launch_bytes(launch, work)`` are the bytes that
     one of our launches moves; where a suite has it, its launches and bytes are counted too.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -128,7 +129,7 @@ class Trial:
         if self.machine.sampler is None or not calls:
             return dict.fromkeys(calls, Samples([]))
         self._look("clocks_before")
-        sample = self.row.suite.sampler or self.machine.sample
+        sample = partial(self.machine.sample, sampler=self.row.suite.sampler)
         outcomes = sample(calls)
         self._look("clocks_after")
         found: dict[str, Samples | Exception | str] = {**outcomes}

@@ -218,6 +218,19 @@ def test_what_does_not_compile_is_not_run_and_kept_only_if_that_is_for_good(monk
     assert times == {SMALL.label: 3.0, WIDE.label: None}
 
 
+def test_a_copied_cache_of_kernels_is_put_right_before_the_first_kernel_that_is_picked(monkeypatch):
+    """Also where all timings are known: the picked kernel would be compiled again."""
+    looked = []
+    monkeypatch.setattr(autotune.compiled_cache, "relocate_if_moved", lambda: looked.append(1))
+    kernel = Kernel({SMALL: 3.0, WIDE: 1.0})
+    kernel.pick()
+    kernel.pick()
+    assert looked == [1]
+    autotune.forget()  # as a new process would start
+    kernel.pick(measure=measured_again)
+    assert looked == [1, 1]
+
+
 def test_a_layer_has_as_many_kernels_to_compile_as_is_stated():
     """72 of 0.4 s on 16 cores and 3 * (24 * 0.01 + 0.08) s of measuring: with 4 s to start processes less than 10 s."""
     h100 = TARGETS["cuda:90"]
