@@ -37,6 +37,15 @@ _WGMMA = (
     Config(128, 256, 64, 8, 3, "batch", reason="a quarter less traffic than 128x128; 256x128 spills"),
     Config(64, 64, 64, 4, 4, "batch", reason="small layers, deeper pipeline"),
 )
+_TILE = (
+    Config(128, 128, 64, 4, 4, "tile", reason="wide layers"),
+    Config(128, 256, 64, 8, 4, "tile", reason="a quarter less traffic than 128x128"),
+    Config(64, 256, 64, 4, 4, "tile", reason="K = 64 mod 128 (320, 160): no row wasted"),
+    Config(64, 128, 64, 4, 4, "tile", extra_n=64, reason="64 channels: a filter row's 192 columns share each dy"),
+    Config(128, 128, 64, 4, 4, "tile", extra_n=64, reason="64 channels to 128 filters, the same"),
+    Config(64, 128, 64, 4, 4, "tile", reason="more programs for small layers"),
+    Config(64, 64, 64, 4, 4, "tile", reason="fewer columns"),
+)
 _FLOAT = (
     Config(128, 128, 32, 8, 3, "batch", reason="wide layers"),
     Config(128, 64, 32, 4, 4, "batch", reason="C divides by 64, not 128: no mask; two programs a unit"),
@@ -66,7 +75,8 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
     elif dtype.itemsize == 4:
         chosen = _FLOAT
     else:
-        chosen = _HALF + (_WGMMA if target.family in ("cuda:90", "cuda:100") else ())
+        wgmma = _WGMMA if target.family in ("cuda:90", "cuda:100") else ()
+        chosen = (_TILE if target.family == "cuda:90" else ()) + _HALF + wgmma
     if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(replace(config, num_stages=2) for config in chosen)
     else:  # shared memory bounds the blocks before registers do
@@ -77,7 +87,7 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
 def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
     """Shared memory of the pipeline's buffers: one a stage for wgmma and tcgen05, else one fewer."""
     buffers = config.num_stages - (target.family not in ("cuda:90", "cuda:100"))
-    return (config.block_m + config.block_n) * config.block_k * dtype.itemsize * buffers
+    return (config.block_m + config.columns) * config.block_k * dtype.itemsize * buffers
 
 
 def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
@@ -86,17 +96,29 @@ def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
     return problem.C % width == 0 and (problem.C // problem.groups) % width == 0
 
 
+def fills_batch(problem: ConvProblem, block_k: int) -> bool:
+    """Whether the batch nearly fills tiles of block_k images."""
+    return problem.N >= FULL_BATCH * -(-problem.N // block_k) * block_k > 0
+
+
 def fits_batch(problem: ConvProblem, block_k: int) -> bool:
     """Whether the batch nearly fills tiles of block_k images, and int32 offsets span them."""
-    blocks = -(-problem.N // block_k)
     image = max(problem.H * problem.W * problem.C, problem.P * problem.Q * problem.K)
-    return problem.N >= FULL_BATCH * blocks * block_k > 0 and (block_k + 1) * image < 2**31
+    return fills_batch(problem, block_k) and (block_k + 1) * image < 2**31
+
+
+def tile_applies(problem: ConvProblem, dtype: torch.dtype) -> bool:
+    """Whether the tile loader can read a problem: 16-bit types, channels in 16-byte loads, taps that are neighbours."""
+    channels_divide = all(channels % 8 == 0 for channels in (problem.C, problem.K))
+    return dtype.itemsize == 2 and channels_divide and problem.groups == 1 and problem.dilation[1] == 1
 
 
 def offered(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> list[Config]:
     """The configs worth measuring: batch order where the batch fills its tiles, else pixel order."""
     suited = configs(dtype, has_vectors(problem, dtype), target, precision)
     batch = [c for c in suited if c.loader == "batch" and fits_batch(problem, c.block_k)]
+    if tile_applies(problem, dtype):
+        batch += [c for c in suited if c.loader == "tile" and fills_batch(problem, c.block_k)]
     return batch or [c for c in suited if c.loader == "gather"]
 
 
@@ -126,12 +148,17 @@ def split_k(problem: ConvProblem, config: Config, target: Target) -> int:
 
 def _tiles(problem: ConvProblem, config: Config) -> int:
     columns = problem.R * problem.S * (problem.C // problem.groups)
-    return -(-problem.K // problem.groups // config.block_m) * -(-columns // config.block_n) * problem.groups
+    tiles_n = (
+        problem.R * -(-columns // problem.R // config.columns)
+        if config.loader == "tile"
+        else -(-columns // config.columns)
+    )
+    return -(-problem.K // problem.groups // config.block_m) * tiles_n * problem.groups
 
 
 def _steps(problem: ConvProblem, config: Config) -> int:
     """Steps of the whole reduction, tile rows of images or pixels that do not exist included."""
-    if config.loader == "batch":
+    if config.loader != "gather":
         return -(-problem.N // config.block_k) * problem.P * problem.Q
     return -(-problem.N * problem.P * problem.Q // config.block_k)
 
