@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import torch
 
+from triton_dirac.conv import cycles
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import Target
@@ -180,12 +181,14 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
 
 
 def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
-    """Shared memory of the pipeline's buffers: one a stage for wgmma and tcgen05, else one fewer."""
-    buffers = config.num_stages - (target.family not in ("cuda:90", "cuda:100"))
-    pipeline = (config.block_m + config.columns) * config.block_k * dtype.itemsize * buffers
-    if config.loader == "persistent":  # half a tile to store, and half a tile of the identity's pixels
-        pipeline += config.block_m * config.block_n * dtype.itemsize
-    return pipeline
+    """Shared memory that a config's pipeline takes."""
+    return cycles.shared_bytes(config, dtype.itemsize, target)
+
+
+def tail_of(channels: int, block_k: int) -> int:
+    """Channels of the tile loader's last block: a power of two from 16, or 0 where block_k divides them all."""
+    rest = channels % block_k
+    return rest and max(16, 1 << (rest - 1).bit_length())
 
 
 def suits(config: Config, gemm: Gemm) -> bool:
@@ -224,31 +227,17 @@ def default(
     )
 
 
-# Per unit and clock, to one digit: dense 16-bit multiply-adds, bytes from L2.
-_RATES = {"cuda:80": (1024, 40), "cuda:90": (2048, 40), "cuda:100": (4096, 40), "hip": (1024, 30)}
-_PROGRAM_CYCLES = 2000  # to fill the pipeline and store a tile
-# A barrier and what does not overlap with the MMAs; address and mask arithmetic grow in this order (counted).
-_STEP_CYCLES = {"tile": 40, "persistent": 40, "batch": 50, "gather": 70}
-
-
 def estimated_cycles(gemm: Gemm, dtype: torch.dtype, config: Config, target: Target) -> float:
-    """Clocks by tile arithmetic: waves of programs, each as long as its matrix or its L2 work.
-
-    An ordering of configs, not a prediction. Rates: A100, H100, B200 and MI300X datasheets.
-    """
-    multiply_adds, l2_bytes = _RATES[target.family]
-    size = dtype.itemsize
-    tile = config.block_m * config.columns * config.block_k
-    matrix = tile / (multiply_adds * 2 / size)
-    traffic = (config.block_m + config.columns) * config.block_k * size / l2_bytes
+    """Clocks by tile arithmetic: see ``cycles``."""
     if config.loader == "gather":
         rows = -(-gemm.images * gemm.pixels // config.block_m)
         flat = gemm.phases == 1 and gemm.channels % config.block_k != 0
         steps = gemm.taps * gemm.channels / config.block_k if flat else gemm.taps * -(-gemm.channels // config.block_k)
     else:
         rows = -(-gemm.images // config.block_m) * gemm.pixels
-        steps = gemm.inside * gemm.taps * -(-gemm.channels // config.block_k)
+        blocks = float(-(-gemm.channels // config.block_k))
+        if config.loader == "tile":  # its last step is as long as the channels that it has
+            blocks = gemm.channels // config.block_k + tail_of(gemm.channels, config.block_k) / config.block_k
+        steps = gemm.inside * gemm.taps * blocks
     programs = rows * -(-gemm.columns // config.columns) * gemm.groups * gemm.phases
-    together = max(1, min(2, target.shared_bytes // max(1, shared_bytes(config, dtype, target))))
-    waves = -(-programs // (target.units * together)) * together
-    return waves * (-(-steps // 1) * (max(matrix, traffic) + _STEP_CYCLES[config.loader] / together) + _PROGRAM_CYCLES)
+    return cycles.estimated_cycles(config, dtype.itemsize, target, programs=programs, steps=steps)

@@ -12,6 +12,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from triton_dirac.conv.config import Config
+from triton_dirac.conv.configs import tail_of
 from triton_dirac.conv.descriptor import tile_gemm
 from triton_dirac.conv.gather import gather_gemm
 from triton_dirac.conv.persistent import persistent_gemm
@@ -161,12 +162,6 @@ def _persistent(
     residents = max(1, min(2, gpu.shared_bytes // (stages + halves)))
     programs = min(-(-N // config.block_m) * P * Q * -(-K // config.block_n), residents * gpu.units)
     return Launch(persistent_gemm, (programs,), args, constexprs | {"BLOCK_M": config.block_m}, config.options)
-
-
-def tail_of(channels: int, block_k: int) -> int:
-    """Channels of the tile loader's last block: a power of two from 16, or 0 where block_k divides them all."""
-    rest = channels % block_k
-    return rest and max(16, 1 << (rest - 1).bit_length())
 
 
 def _descriptors(

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from triton_dirac.conv import cycles
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import Target
@@ -85,9 +86,8 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
 
 
 def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
-    """Shared memory of the pipeline's buffers: one a stage for wgmma and tcgen05, else one fewer."""
-    buffers = config.num_stages - (target.family not in ("cuda:90", "cuda:100"))
-    return (config.block_m + config.columns) * config.block_k * dtype.itemsize * buffers
+    """Shared memory that a config's pipeline takes."""
+    return cycles.shared_bytes(config, dtype.itemsize, target)
 
 
 def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
@@ -163,29 +163,29 @@ def _steps(problem: ConvProblem, config: Config) -> int:
     return -(-problem.N * problem.P * problem.Q // config.block_k)
 
 
-# Per unit and clock, to one digit: dense 16-bit multiply-adds, bytes from L2, bytes from memory.
-_RATES = {"cuda:80": (1024, 40, 10), "cuda:90": (2048, 40, 14), "cuda:100": (4096, 40, 30), "hip": (1024, 30, 8)}
-_PROGRAM_CYCLES = 2000  # to fill the pipeline and store a tile
-_STEP_CYCLES = 50  # a barrier and what does not overlap with the MMAs
+_MEMORY_BYTES = {"cuda:80": 10, "cuda:90": 24, "cuda:100": 30, "hip": 8}  # per unit and clock
+_REDUCE_CYCLES = 6000  # of the second kernel, beside its traffic
+_SEVERAL_TAPS = 340  # of a step whose columns cross taps in batch order: a mask for each element's tap
+_ONE_TAP = 30
 
 
 def estimated_cycles(problem: ConvProblem, dtype: torch.dtype, config: Config, splits: int, target: Target) -> float:
-    """Clocks by tile arithmetic: waves of programs, each as long as its matrix or its L2 work, and the workspace.
-
-    An ordering of configs, not a prediction. Rates: A100, H100, B200 and MI300X datasheets.
-    """
-    multiply_adds, l2_bytes, memory_bytes = _RATES[target.family]
-    itemsize = dtype.itemsize
-    matrix = config.block_m * config.block_n * config.block_k / (multiply_adds * 2 / itemsize)
-    if config.loader == "batch" and problem.C // problem.groups % config.block_n == 0:
-        matrix *= _inside(problem.P, problem.R, problem.H, problem.stride[0], problem.padding[0], problem.dilation[0])
-        matrix *= _inside(problem.Q, problem.S, problem.W, problem.stride[1], problem.padding[2], problem.dilation[1])
-    traffic = (config.block_m + config.block_n) * config.block_k * itemsize / l2_bytes
-    waves = -(-_tiles(problem, config) * splits // target.units)
-    steps = -(-_steps(problem, config) // splits)
-    columns = problem.R * problem.S * (problem.C // problem.groups)
-    workspace = 0 if splits == 1 else 2 * 4 * problem.K * columns * splits / (memory_bytes * target.units)
-    return waves * (steps * (max(matrix, traffic) + _STEP_CYCLES) + _PROGRAM_CYCLES) + workspace
+    """Clocks of both kernels by tile arithmetic: see ``cycles``."""
+    Cg = problem.C // problem.groups
+    one_tap = Cg % config.columns == 0
+    steps: float = -(-_steps(problem, config) // splits)
+    if config.loader == "tile" or (config.loader == "batch" and one_tap):
+        steps *= _inside(problem.P, problem.R, problem.H, problem.stride[0], problem.padding[0], problem.dilation[0])
+        if one_tap:
+            steps *= _inside(
+                problem.Q, problem.S, problem.W, problem.stride[1], problem.padding[2], problem.dilation[1]
+            )
+    step = {"tile": None, "batch": _ONE_TAP if one_tap else _SEVERAL_TAPS, "gather": None}[config.loader]
+    workspace = 4 * problem.K * problem.R * problem.S * Cg * splits
+    second = 0 if splits == 1 else _REDUCE_CYCLES + 2 * workspace / (_MEMORY_BYTES[target.family] * target.units)
+    programs = _tiles(problem, config) * splits
+    main = cycles.estimated_cycles(config, dtype.itemsize, target, programs=programs, steps=steps, step=step)
+    return main + second
 
 
 def _inside(outputs: int, window: int, size: int, stride: int, pad: int, dilation: int) -> float:
