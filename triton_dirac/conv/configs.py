@@ -204,7 +204,7 @@ def suits(config: Config, gemm: Gemm) -> bool:
         return full and gemm.stride_one and whole
     if config.loader == "tile":
         whole = not config.extra_n or gemm.columns % config.columns == 0
-        return full and gemm.stride_one and gemm.channels >= config.block_k and whole
+        return full and gemm.stride_one and whole
     return full and gemm.window_fits and (config.block_m + 1) * gemm.image_elements < 2**31
 
 

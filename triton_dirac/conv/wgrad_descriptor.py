@@ -43,9 +43,13 @@ def wgrad_tile_kernel(
     first = last_fits(tile_n % tiles_row, S * C, COLUMNS, VECTOR)  # of the filter row's columns (s, c)
     start_p, count_p = first_and_count(r * dilation_h, pad_top, H, stride_h, P)
     end_p = start_p + count_p
-    # The tile's last tap is the first to read inside the image row, and its first tap the last.
-    start_q, _ = first_and_count(tl.minimum(first + COLUMNS - 1, S * C - 1) // C, pad_left, W, stride_w, Q)
-    end_q, count_q = first_and_count(first // C, pad_left, W, stride_w, Q)
+    # The last tap is the first to read inside the image row, and the first tap the last. Where tiles share columns, all
+    # take the pixels of the whole filter row: one writes over the other, so a split must have the same pixels in both.
+    shared = S * C % COLUMNS != 0
+    last_tap = tl.where(shared, S - 1, (first + COLUMNS - 1) // C)
+    first_tap = tl.where(shared, 0, first // C)
+    start_q, _ = first_and_count(last_tap, pad_left, W, stride_w, Q)
+    end_q, count_q = first_and_count(first_tap, pad_left, W, stride_w, Q)
     end_q += count_q
     width = tl.maximum(end_q - start_q, 0)
 
