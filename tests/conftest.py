@@ -4,7 +4,6 @@ The interpreter's variable must be set before kernels are imported.
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,10 +14,10 @@ if not torch.cuda.is_available():
 import pytest
 
 from bench.options import add_options
-from tests import memory
+from tests import memory, placement
+from tests.placement import DEVICE
 
 BENCH = Path(__file__).parents[1] / "bench"
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CPU_ONLY = ("bench", "reports")  # folders whose tests read files, script devices and never need a GPU
 
 
@@ -30,6 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in CPU_ONLY:
             item.add_marker(pytest.mark.cpu)
+        if DEVICE.type != "cpu" and item.get_closest_marker("interpreted"):
+            item.add_marker(pytest.mark.skip(reason="about Triton's interpreter: a GPU runs compiled kernels"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,17 +47,18 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def _where_kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """On a GPU machine tensors without a device lie on the GPU, float32 is multiplied in full, and nothing is tuned:
-    a test that is about one of these says so itself. Tests marked ``cpu`` see the machine as it is."""
+def _where_kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU machine tensors lie on the GPU, float32 is multiplied in full, and nothing is tuned: a test that is about
+    one of these says so itself. Tests marked ``cpu`` see the machine as it is."""
     torch.manual_seed(0)
-    if DEVICE.type == "cpu" or request.node.get_closest_marker("cpu"):
-        yield
+    if request.node.get_closest_marker("cpu"):
+        return
+    if DEVICE.type == "cpu":
+        placement.watch(monkeypatch)
         return
     monkeypatch.setenv("TRITON_DIRAC_AUTOTUNE", "0")
     monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
-    with DEVICE:
-        yield
+    placement.place(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import triton_dirac as td
+from tests.placement import DEVICE
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import reference
 from triton_dirac.conv import op as conv
@@ -203,7 +204,7 @@ def test_auto_takes_what_measured_faster_for_each_pass(chosen, monkeypatch):
 
 
 def dirac_tensors(seed=0):
-    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
     shapes = [(1, 3, 4, 4), (4, 3, 3, 3), (4,), (4,)]
     image, *rest = (torch.randn(shape, generator=generator) for shape in shapes)
     return [image.to(memory_format=torch.channels_last), *rest]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.placement import DEVICE
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.configs import configs
 from triton_dirac.conv.problem import ConvProblem
@@ -86,7 +87,7 @@ class Case:
     """Operands of one problem and what fprop and dgrad must make of them."""
 
     def __init__(self, problem: ConvProblem, dtype: torch.dtype, device: torch.device, *, alpha: bool = True):
-        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
+        generator = torch.Generator(DEVICE).manual_seed(0)
 
         def draw(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.randn(shape, generator=generator).to(device, dtype)

@@ -1,0 +1,82 @@
+"""Where tests' tensors lie: where kernels run, on a GPU machine the GPU, so that one test serves both kinds of machine.
+
+A default device (``torch.set_default_device``) would do it too, but it is a mode of torch, under which calls are not
+remembered: what most needs testing on a GPU would not run there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from triton_dirac.runtime.launch import Launch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FACTORIES = (
+    *("arange", "empty", "empty_strided", "eye", "full", "linspace", "ones"),
+    *("rand", "randint", "randn", "randperm", "tensor", "zeros"),
+)
+
+
+def place(monkeypatch: pytest.MonkeyPatch, device: torch.device = DEVICE) -> None:
+    """What tests and modules make without naming a device lies on ``device``; what the package makes is its own."""
+    for name in FACTORIES:
+        monkeypatch.setattr(torch, name, _placed(getattr(torch, name), device))
+
+
+def _placed(make: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    def placed(*args: Any, **kwargs: Any) -> Tensor:
+        if kwargs.get("device") is None and not _called_by("triton_dirac"):
+            generator = kwargs.get("generator")
+            kwargs["device"] = device if generator is None else generator.device
+        return make(*args, **kwargs)
+
+    return placed
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU: a launch fails if a test put one of its tensors on the CPU by name, which no GPU could read.
+
+    It is what a machine with a GPU would say, as far as one without can tell.
+    """
+    by_name: list[Tensor] = []  # held, so that their memory is nobody else's
+
+    def kept(make: Callable[..., Tensor], is_by_name: Callable[..., bool]) -> Callable[..., Tensor]:
+        def making(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = make(*args, **kwargs)
+            if is_by_name(*args, **kwargs) and _called_by("tests"):
+                by_name.append(tensor)
+            return tensor
+
+        return making
+
+    for name in FACTORIES:
+        factory = kept(getattr(torch, name), lambda *_, device=None, **__: isinstance(device, str) and device == "cpu")
+        monkeypatch.setattr(torch, name, factory)
+    monkeypatch.setattr(Tensor, "cpu", kept(Tensor.cpu, lambda *_: True))
+    run = Launch.run
+
+    def watched(launch: Launch) -> Any:
+        named = {tensor.untyped_storage().data_ptr() for tensor in by_name}
+        for argument, value in launch.args.items():
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() in named and value.numel():
+                raise AssertionError(f"a kernel gets {argument}, which the test put on the CPU by name")
+        return run(launch)
+
+    monkeypatch.setattr(Launch, "run", watched)
+
+
+def _called_by(package: str) -> bool:
+    """Whether the nearest caller that is neither this file's nor torch's is a module of ``package``."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name != __name__ and name.partition(".")[0] != "torch":
+            return name.partition(".")[0] == package
+        frame = frame.f_back
+    return False
