@@ -48,8 +48,8 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _where_kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU machine tensors lie on the GPU, float32 is multiplied in full, and nothing is tuned: a test that is about
-    one of these says so itself. Tests marked ``cpu`` see the machine as it is."""
+    """On a GPU machine tensors lie on the GPU, float32 is multiplied in full, and nothing is tuned: a test that is
+    about one of these says so itself. Tests marked ``cpu`` see the machine as it is."""
     torch.manual_seed(0)
     if request.node.get_closest_marker("cpu"):
         return

@@ -1,5 +1,7 @@
 """The direct kernels against float64: depthwise and tiny groups, all three passes, with the split form's identity."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,10 +13,12 @@ from triton_dirac.conv.direct import (
     direct_fprop,
     direct_split_k,
     direct_wgrad,
+    plan_direct_fprop,
     prefers_direct,
 )
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.reference import dirac_delta
+from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.targets import TARGETS
 
 SAME = (1, 1, 1, 1)
@@ -132,3 +136,22 @@ def test_splits_are_never_empty(target):
         splits = direct_split_k(problem, target)
         assert 1 <= splits <= 8 * target.units
     assert direct_bytes(problem, torch.float16) == 2 * (2 * 256 * 32 * 112 * 112 + 32 * 9)
+
+
+@pytest.mark.interpreted
+def test_an_image_of_more_than_two_to_the_31_pixels(tmp_path):
+    """P * Q = 2^32 + 65536 would be 65536 in int32. The images are a hole in a file: they take no memory."""
+    height, width, first = 65536, 65537, 65536
+    problem = ConvProblem(2, 1, height, width, 1, 1, 1)
+    image = torch.from_file(str(tmp_path / "hole"), shared=True, size=2 * height * width, dtype=torch.float16)
+    image[: first + 256] = 3.0
+    output = torch.full((first + 256,), -1.0, dtype=torch.float16)
+    (launch,) = plan_direct_fprop(image, torch.ones(1, 1, 1, 1).half(), output, None, None, problem, relu=False)
+    replace(launch, grid=(257,)).run()
+    assert (output == 3).all()
+
+
+@pytest.mark.parametrize("grid", [(2**31,), (1, 65536), (1, 1, 65536)])
+def test_more_programs_than_a_launch_takes_are_refused(grid):
+    with pytest.raises(ValueError, match="too large for one launch: a grid of "):
+        Launch(None, grid, {})

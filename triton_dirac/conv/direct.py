@@ -42,8 +42,9 @@ def direct_fprop_kernel(
     tiles = tl.cdiv(K, BLOCK_CHANNELS)
     pixel = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     k = tl.program_id(0) % tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    n = pixel // (P * Q)
-    p = (pixel // Q % P).to(tl.int32)
+    row = pixel // Q  # of all images: no product of sizes, which an image of 2^31 pixels would overflow
+    n = row // P
+    p = (row % P).to(tl.int32)
     q = (pixel % Q).to(tl.int32)
     is_k, is_pixel = k < K, pixel < pixels
     group = k // Kg
@@ -87,8 +88,9 @@ def direct_dgrad_kernel(
     tiles = tl.cdiv(C, BLOCK_CHANNELS)
     pixel = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     c = tl.program_id(0) % tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    n = pixel // (H * W)
-    h = (pixel // W % H).to(tl.int32)
+    row = pixel // W
+    n = row // H
+    h = (row % H).to(tl.int32)
     column = (pixel % W).to(tl.int32)
     is_c, is_pixel = c < C, pixel < pixels
     group = c // Cg
@@ -143,8 +145,9 @@ def direct_wgrad_kernel(
     first = split * steps_per_split * BLOCK_PIXELS
     steps = tl.minimum(steps_per_split, tl.cdiv(pixels - first, BLOCK_PIXELS))
     pixel = first + tl.arange(0, BLOCK_PIXELS)
-    n = pixel // (P * Q)
-    p = (pixel // Q % P).to(tl.int32)
+    row = pixel // Q  # of all images: no product of sizes, which an image of 2^31 pixels would overflow
+    n = row // P
+    p = (row % P).to(tl.int32)
     q = (pixel % Q).to(tl.int32)
     up = tap // S * dilation_h - pad_top
     along = tap % S * dilation_w - pad_left

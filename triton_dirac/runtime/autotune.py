@@ -135,14 +135,17 @@ def choose(
     default: str,
     tune: bool = True,
     measure: Measure | None = None,
+    bench: Callable[[Run], float] | None = None,
 ) -> str:
     """The name of the fastest candidate, e.g. "triton" or "cudnn", for one problem.
 
     ``candidates()`` gives what to run by name, and is called only where the answer is not known yet. Timings of
     other torch or cuDNN versions are not used. ``default`` is the answer where nothing can be measured. Where cuDNN
     searches (``torch.backends.cudnn.benchmark``), it searches all its plans while it is measured, as we do: torch's
-    limit is 10.
+    limit is 10. ``bench(call) -> milliseconds`` measures each candidate by itself.
     """
+    if bench is not None:
+        measure = lambda runs, _: {name: bench(run) for name, run in runs.items()}  # noqa: E731
     deterministic = torch.are_deterministic_algorithms_enabled()
     key = (name, problem, dtype, device, precision, tune, deterministic)
     if (known := _picked.get(key)) is not None:

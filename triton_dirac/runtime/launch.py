@@ -16,6 +16,7 @@ from torch import Tensor
 
 # Triton decides when a kernel is decorated, so what held at import is what holds.
 INTERPRETED: bool = triton.knobs.runtime.interpret
+MOST_PROGRAMS = 2**31 - 1, 65535, 65535  # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"
 # The interpreter puts its own functions into triton.language while a kernel runs: one kernel at a time.
 _INTERPRETER = threading.RLock()
 
@@ -44,6 +45,14 @@ class Launch:
     args: Mapping[str, Any]
     constexprs: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for programs, most in zip(self.grid, MOST_PROGRAMS, strict=False):
+            if programs > most:
+                sizes = f"at most {' x '.join(map(str, MOST_PROGRAMS))} programs"
+                raise ValueError(
+                    f"the problem is too large for one launch: a grid of {self.grid}, accepted are {sizes}"
+                )
 
     def run(self) -> Any:
         """Launch by Triton's JIT on the tensors' device; nothing is launched for an empty grid or meta tensors.
