@@ -49,10 +49,8 @@ class Launch:
     def __post_init__(self) -> None:
         for programs, most in zip(self.grid, MOST_PROGRAMS, strict=False):
             if programs > most:
-                sizes = f"at most {' x '.join(map(str, MOST_PROGRAMS))} programs"
-                raise ValueError(
-                    f"the problem is too large for one launch: a grid of {self.grid}, accepted are {sizes}"
-                )
+                accepted = " x ".join(map(str, MOST_PROGRAMS))
+                raise ValueError(f"too large for one launch: a grid of {self.grid}; at most {accepted} is accepted")
 
     def run(self) -> Any:
         """Launch by Triton's JIT on the tensors' device; nothing is launched for an empty grid or meta tensors.
