@@ -140,7 +140,7 @@ def dirac_weights(
             _plans.keep(key, tensors, plan)
     if plan.way == "one launch":
         channels_last = None if memory_format is None else memory_format == torch.channels_last
-        return prep_op.weight_preps(layers, eps, identity, dtype, channels_last, plan.groups)
+        return prep_op.weight_preps(layers, prep_op.Net(eps, identity, dtype, channels_last, tuple(plan.groups)))
     if plan.way == "cpu":
         return _by_cpu_kernels(layers, plan, eps, identity)
     return [

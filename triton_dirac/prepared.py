@@ -59,24 +59,55 @@ class _Hook:
         return {"model": None}
 
 
+class _Batch(NamedTuple):
+    """Layers that are prepared in one launch: of one device, backend and form."""
+
+    layers: list[int]  # indices
+    on_triton: bool
+    split: bool
+    dtype: torch.dtype
+    groups: tuple[int, ...]
+
+    def prepare(self, tensors: Sequence[Parameters]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """(filters, the identity term's alpha where that is not in them)"""
+        alphas: list[Tensor | None] = [alpha if self.split else None for _, alpha, _ in tensors]
+        if self.on_triton and may_batch(tensors):
+            net = Net(1e-12, not self.split, self.dtype, True, self.groups, alpha_apart=self.split)
+            # Its node gives alpha's gradient from that of the filters, which a convolution would work out once more.
+            return weight_preps(tensors, net), [None if alpha is None else alpha.detach() for alpha in alphas]
+        layout = {"memory_format": torch.channels_last if self.on_triton else None, "groups": self.groups}
+        backend = "triton" if self.on_triton else "torch"
+        return dirac_weights(tensors, identity=not self.split, dtype=self.dtype, backend=backend, **layout), alphas
+
+
+_known: Remembered[list[_Batch]] = Remembered()
+
+
 def _prepare(layers: Sequence[_DiracConv]) -> None:
-    """One launch for each device, backend and form among the layers: as a rule, one."""
+    tensors = [parameters_of(layer) for layer in layers]
+    flat = [tensor for three in tensors for tensor in three]
+    ways = tuple([(layer.form, layer.backend, layer.groups, layer.identity, layer.dims) for layer in layers])
+    key = ways, autocast_dtype(flat[0])
+    batches = None if is_observed() else _known.find(key, flat)
+    if batches is None:
+        batches = _batches(layers, tensors)
+        if is_plain(*flat) and not is_observed():
+            _known.keep(key, flat, batches)
+    for batch in batches:
+        some = [tensors[i] for i in batch.layers]
+        for i, *ready in zip(batch.layers, *batch.prepare(some), strict=True):
+            set_prepared(layers[i], Prepared(*ready, state_of(tensors[i])))
+
+
+def _batches(layers: Sequence[_DiracConv], tensors: Sequence[Parameters]) -> list[_Batch]:
+    """As a rule, one."""
     batches = defaultdict(list)
-    for layer in layers:
+    for i, (layer, three) in enumerate(zip(layers, tensors, strict=True)):
         layer.prepared = None
-        if layer.identity == "dirac" and has_plain_parameters(layer):
-            dtype = autocast_dtype(layer.weight) or layer.weight.dtype
-            on_triton = use_triton(layer.backend, dtype, layer.weight.device)
+        if layer.identity == "dirac" and all(type(tensor) in (Tensor, nn.Parameter) for tensor in three):
+            weight = three[0]
+            dtype = autocast_dtype(weight) or weight.dtype
+            on_triton = use_triton(layer.backend, dtype, weight.device)
             split = uses_split(layer.form, dtype, on_triton and layer.dims < 3)  # torch convolves in 3-D
-            batches[layer.weight.device, dtype, on_triton, split].append(layer)
-    for (_, dtype, on_triton, split), batch in batches.items():
-        weights = dirac_weights(
-            [(layer.weight, layer.alpha, layer.beta) for layer in batch],
-            identity=not split,
-            dtype=dtype,
-            memory_format=torch.channels_last if on_triton else None,
-            groups=[layer.groups for layer in batch],
-            backend="triton" if on_triton else "torch",
-        )
-        for layer, weight in zip(batch, weights, strict=True):
-            layer.prepared = Prepared(weight, layer.alpha if split else None, state_of(layer))
+            batches[weight.device, on_triton, split, dtype].append(i)
+    return [_Batch(some, *way[1:], tuple(layers[i].groups for i in some)) for way, some in batches.items()]
