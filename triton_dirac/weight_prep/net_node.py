@@ -55,14 +55,14 @@ class Kept:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
-        self._versions = _versions(tensors)
+        self._versions = versions(tensors)
 
     def unchanged(self, needed: Sequence[bool]) -> Sequence[Tensor]:
         """The tensors; RuntimeError if one that is needed was written to since."""
-        versions = _versions(self._tensors)
-        if versions != self._versions:
+        now = versions(self._tensors)
+        if now != self._versions:
             for index, wanted in enumerate(needed):
-                if wanted and versions[index] != self._versions[index]:
+                if wanted and now[index] != self._versions[index]:
                     name, shape = ("weight", "alpha", "beta")[index % 3], tuple(self._tensors[index].shape)
                     raise RuntimeError(
                         f"the {name} of shape {shape}, needed for gradient computation, has been modified by an "
@@ -71,5 +71,9 @@ class Kept:
         return self._tensors
 
 
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    """What tells whether a tensor was written to. Those made in inference mode have none: 0."""
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]

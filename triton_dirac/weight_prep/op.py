@@ -16,7 +16,7 @@ from triton_dirac.runtime.tracing import is_observed, is_plain
 from triton_dirac.weight_prep import single as kernels
 from triton_dirac.weight_prep import torch_backend
 from triton_dirac.weight_prep.multi import weight_prep_multi, weight_prep_multi_backward
-from triton_dirac.weight_prep.net_node import Kept, Layer, layers_of, prepare_trained_apart, trained_and_frozen
+from triton_dirac.weight_prep.net_node import Kept, Layer, layers_of, prepare_trained_apart
 
 
 def plan_prep(steps: Plan, weight, alpha, beta, eps, identity, dtype, channels_last, groups) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ def _plan_preps(steps: Plan, *arguments) -> list[Tensor]:
 
 def _plan_preps_backward(steps: Plan, *arguments) -> list[Tensor | None]:
     """The gradients of all layers' tensors in a row, from all filters' (None for those that got none)."""
-    norms, *tensors, dtypes, net = arguments
+    norms, *tensors, dtypes, _, net = arguments
     grads, layers = tensors[: len(dtypes)], layers_of(tensors[len(dtypes) :])
     present = [
         steps.do(partial(torch.zeros_like, dtype=dtype), layer[0]) if grad is None else grad
@@ -154,9 +154,10 @@ class _WeightPreps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        net, tensors = ctx.net, ctx.kept.unchanged([grad is not None for grad in grads for _ in range(3)])
+        present = tuple([grad is not None for grad in grads])
+        net, tensors = ctx.net, ctx.kept.unchanged([wanted for wanted in present for _ in range(3)])
         if not torch.is_grad_enabled():
-            return None, *_preps_backward((ctx.norms, *grads, *tensors), (ctx.dtypes, net))
+            return None, *_preps_backward((ctx.norms, *grads, *tensors), (ctx.dtypes, present, net))
         # gradients of gradients: layer by layer, in operations torch differentiates
         identity = net.identity or net.alpha_apart
         gradients = [
@@ -174,13 +175,14 @@ def may_batch(layers: Sequence[tuple[Tensor, ...]]) -> bool:
     return not is_observed() and is_plain(*(tensor for layer in layers for tensor in layer))
 
 
-def weight_preps(layers: Sequence[Layer], net: Net) -> list[Tensor]:
-    """Prepared weights of all layers; ``channels_last`` None keeps each weight's layout."""
+def weight_preps(layers: Sequence[Layer], net: Net, trained: list[int], frozen: list[int]) -> Sequence[Tensor]:
+    """Prepared weights of all layers, of which some are ``trained``, the others ``frozen`` (indices)."""
 
     def prepare(some: Sequence[Layer], their: Sequence[int], trained: bool) -> Sequence[Tensor]:
-        tensors, own = [tensor for layer in some for tensor in layer], net._replace(groups=tuple(their))
+        tensors = [tensor for layer in some for tensor in layer]
+        own = net if their is net.groups else net._replace(groups=tuple(their))
         if trained:
             return _apply(own, *tensors)
-        return _preps(tensors, (own,))[:-1] if tensors else []
+        return _preps(tensors, (own,))[:-1] if tensors else []  # type: ignore[return-value]
 
-    return list(prepare_trained_apart(layers, net.groups, *trained_and_frozen(layers), prepare))
+    return prepare_trained_apart(layers, net.groups, trained, frozen, prepare)
