@@ -20,7 +20,8 @@ from triton_dirac.runtime.register import (
     GEOMETRY,
     define,
     entry,
-    may_launch,
+    outputs_and_plan,
+    planned_gradients,
     planned_run,
     register_autocast,
     register_gradient,
@@ -65,11 +66,11 @@ def _fake(image, weight, alpha, beta, bias, *arguments):
     return output, filters, norm
 
 
-_forward = Planned(_plan_forward)
+_planned = Planned(_plan_forward, lambda *arguments: _plan_gradients(*arguments))
 _dirac_conv2d = define(
     f"dirac_conv2d(Tensor image, Tensor weight, Tensor alpha, Tensor beta, Tensor? bias, float eps, bool split, "
     f"{GEOMETRY}, bool relu, str precision, bool auto) -> (Tensor, Tensor, Tensor)",
-    planned_run(_forward, tensors=5),
+    planned_run(_planned, tensors=5),
     _fake,
 )
 
@@ -78,6 +79,7 @@ def _setup(ctx, inputs, output):
     result, filters, norm = output
     _keep(ctx, inputs[:5], DiracSettings(*inputs[5:]), filters, norm, result)
     ctx.mark_non_differentiable(filters, norm)
+    ctx.plan = None
 
 
 def _keep(ctx, tensors, settings: DiracSettings, filters, norm, output) -> None:
@@ -111,16 +113,11 @@ def _plan_gradients(
     return dimage, dweight, dalpha, dbeta, dbias
 
 
-_backward_plans = Planned(_plan_gradients)
-
-
 def _gradients(ctx, grad):
     if torch.is_grad_enabled():
         return _differentiable_gradients(ctx, grad)
-    tensors, settings = (grad, *ctx.saved_tensors), (ctx.settings, tuple(ctx.needs_input_grad[:5]))
-    if may_launch(*tensors[:3]):
-        return _backward_plans(tensors, settings)
-    return _plan_gradients(None, *tensors, *settings)
+    settings = ctx.settings, ctx.needs_input_grad[:5]
+    return planned_gradients(ctx, _plan_gradients, (grad, *ctx.saved_tensors), settings)
 
 
 def _differentiable_gradients(ctx, grad):
@@ -153,17 +150,16 @@ class _DiracConv2d(torch.autograd.Function):
     """The operator below the dispatcher."""
 
     @staticmethod
-    def forward(ctx, image, weight, alpha, beta, bias, plan, settings, options):
+    def forward(ctx, image, weight, alpha, beta, bias, known, unknown):
         tensors = (image, weight, alpha, beta, bias)
-        outputs = plan.run(tensors) if plan is not None else _forward.first(tensors, options, settings)
-        output, filters, norm = outputs
-        _keep(ctx, tensors, settings, filters, norm, output)
+        (output, filters, norm), ctx.plan = outputs_and_plan(_planned, tensors, known, unknown)
+        _keep(ctx, tensors, ctx.plan.settings, filters, norm, output)
         return output
 
     @staticmethod
     def backward(ctx, grad):
-        return *_gradients(ctx, grad), None, None, None
+        return *_gradients(ctx, grad), None, None
 
 
 # relu?(conv(x, What) + bias), differentiable; tensors are (x, W, alpha, beta, bias).
-dirac_conv2d_again, dirac_conv2d = entry(_DiracConv2d, _forward, lambda *arguments: _dirac_conv2d(*arguments)[0])
+dirac_conv2d_again, dirac_conv2d = entry(_DiracConv2d, _planned, lambda *arguments: _dirac_conv2d(*arguments)[0])

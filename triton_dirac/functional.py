@@ -22,6 +22,7 @@ from triton_dirac.runtime.remembered import Remembered
 from triton_dirac.runtime.tracing import autocast_dtype, is_plain, is_transformed
 from triton_dirac.weight_prep import cpu as cpu_prep
 from triton_dirac.weight_prep import torch_backend as prep_torch
+from triton_dirac.weight_prep.net_node import trained_and_frozen
 
 try:
     from triton_dirac import dirac_op
@@ -140,7 +141,8 @@ def dirac_weights(
             _plans.keep(key, tensors, plan)
     if plan.way == "one launch":
         channels_last = None if memory_format is None else memory_format == torch.channels_last
-        return prep_op.weight_preps(layers, eps, identity, dtype, channels_last, plan.groups)
+        net = prep_op.Net(eps, identity, dtype, channels_last, tuple(plan.groups))
+        return list(prep_op.weight_preps(layers, net, *trained_and_frozen(layers)))
     if plan.way == "cpu":
         return _by_cpu_kernels(layers, plan, eps, identity)
     return [
@@ -225,7 +227,8 @@ def conv2d(
     Under autocast input and weight are cast first, as torch's are; bias and alpha, added in float32, stay.
     """
     tensors = (input, weight, bias, alpha)
-    options = _spelled((stride, padding, dilation, groups, activation, precision, backend))
+    optional = bias is None, alpha is None
+    options = _spelled((optional, stride, padding, dilation, groups, activation, precision, backend))
     if HAS_TRITON and (output := conv_op.conv2d_again(tensors, options)) is not None:
         return output
     if others := checks.stand_ins(checks.CONV, tensors, ("bias", "alpha")):
@@ -288,7 +291,7 @@ def dirac_conv2d(
     Source: DiracNets, arXiv 1706.00388.
     """
     tensors = (input, weight, alpha, beta, bias)
-    options = _spelled((stride, padding, dilation, groups, form, eps, activation, precision, backend))
+    options = _spelled((bias is None, stride, padding, dilation, groups, form, eps, activation, precision, backend))
     if HAS_TRITON and (output := dirac_op.dirac_conv2d_again(tensors, options)) is not None:
         return output
     if others := checks.stand_ins(checks.DIRAC, tensors, ("bias",)):
@@ -334,7 +337,9 @@ def dirac_conv2d(
 
 def _spelled(options: tuple) -> bytes | None:
     """The arguments that are no tensors as bytes, which tell 2 from 2.0 and True, though these are equal keys. None for
-    arguments that are not plain values: their call is not remembered."""
+    arguments that are not plain values, and for torch.compile: their calls are not remembered."""
+    if torch.compiler.is_compiling():
+        return None
     try:
         return marshal.dumps(options, 2)  # later versions' bytes depend on how often an object is referred to
     except ValueError:

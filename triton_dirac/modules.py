@@ -20,6 +20,7 @@ from triton_dirac.functional import BACKENDS, FORMS, conv2d, dirac_conv2d, dirac
 from triton_dirac.identity_term import centred, diagonal, with_identity
 from triton_dirac.module_checks import check_arguments, check_choice, check_image
 from triton_dirac.runtime.tracing import autocast_dtype
+from triton_dirac.weight_prep.net_node import versions
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -169,11 +170,10 @@ class _DiracConv(nn.modules.conv._ConvNd):
         ready = self.prepared
         if ready is None or not isinstance(input, Tensor):  # torch.fx is tracing
             return None
-        if ready.filters.dtype != (autocast_dtype(input) or input.dtype):
+        filters, alpha, _ = ready
+        if filters.dtype is not (autocast_dtype(input) or input.dtype) or filters.device != input.device:
             return None
-        if ready.filters.device != input.device or ready.state != state_of(self):
-            return None
-        return ready.filters, ready.alpha
+        return (filters, alpha) if ready.state == state_of(self._tensors()[:3]) else None
 
     def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
         """(input, padding) with a padding mode other than zeros already applied."""
@@ -341,16 +341,10 @@ class DiracConv3d(_DiracConv, nn.Conv3d):
 # --- pieces -----------------------------------------------------------------------------------------------
 
 
-def state_of(layer: _DiracConv) -> tuple:
-    """What tells whether parameters are still those, and as they were, that filters were prepared from."""
-    tensors = (layer.weight, layer.alpha, layer.beta)
-    return torch.is_grad_enabled(), *((id(tensor), tensor._version) for tensor in tensors)
-
-
-def has_plain_parameters(layer: _DiracConv) -> bool:
-    """Whether weight, alpha and beta are ordinary tensors at this moment, not shards or a parametrisation's."""
-    tensors = (layer.weight, layer.alpha, layer.beta)
-    return all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+def state_of(tensors: Sequence[Tensor]) -> tuple:
+    """What tells whether weight, alpha and beta are still those, and as they were, that filters were prepared from."""
+    weight, alpha, beta = tensors
+    return torch.is_grad_enabled(), id(weight), id(alpha), id(beta), versions(tensors)
 
 
 def _tiled_weight(weight: Tensor, alpha: Tensor, beta: Tensor, backend: str) -> Tensor:

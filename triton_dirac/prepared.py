@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from triton_dirac.functional import dirac_weights, use_triton, uses_split
-from triton_dirac.modules import Prepared, _DiracConv, has_plain_parameters, state_of
-from triton_dirac.runtime.tracing import autocast_dtype
+from triton_dirac.functional import HAS_TRITON, dirac_weights, use_triton, uses_split
+from triton_dirac.modules import Prepared, _DiracConv, state_of
+from triton_dirac.runtime.remembered import Remembered
+from triton_dirac.runtime.tracing import PLAIN, autocast_dtype, is_observed, is_plain
+from triton_dirac.weight_prep.net_node import trained_and_frozen
+
+if HAS_TRITON:
+    from triton_dirac.weight_prep.op import Net, weight_preps
+
+Parameters = tuple[Tensor, Tensor, Tensor]  # weight, alpha, beta
 
 
 @contextmanager
@@ -36,7 +44,7 @@ def prepared(model: nn.Module) -> Iterator[nn.Module]:
     layers = [module for module in model.modules() if isinstance(module, _DiracConv)]
     if not layers:
         raise ValueError(f"model must contain Dirac convolutions, got {type(model).__name__} without any")
-    handle = model.register_forward_pre_hook(_Hook(model))
+    handle = model.register_forward_pre_hook(_Hook(model, layers))
     try:
         yield model
     finally:
@@ -48,35 +56,83 @@ def prepared(model: nn.Module) -> Iterator[nn.Module]:
 class _Hook:
     """Prepares before ``model`` runs. Copies, of a model that is copied or saved in the block, do nothing."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, layers: list[_DiracConv]) -> None:
         self.model: nn.Module | None = model
+        self.layers = layers
 
     def __call__(self, module: nn.Module, inputs: object) -> None:
         if module is self.model:
-            _prepare([layer for layer in module.modules() if isinstance(layer, _DiracConv)])
+            _prepare(self.layers)
 
-    def __getstate__(self) -> dict[str, None]:
-        return {"model": None}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": None, "layers": []}
+
+
+class _Batch(NamedTuple):
+    """Layers that are prepared in one launch: of one device, backend and form."""
+
+    layers: list[int]  # indices
+    on_triton: bool
+    split: bool
+    dtype: torch.dtype
+    net: Net | None  # how, if on Triton
+    trained: list[int]  # indices among ``layers``
+    frozen: list[int]
+    groups: list[int]
+
+    def prepare(self, layers: Sequence[Parameters], plain: bool) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+        """(filters, the identity term's alpha where that is not in them); ``plain``: nobody looks on."""
+        alphas = [alpha if self.split else None for _, alpha, _ in layers]
+        if self.on_triton and plain:
+            # Its node gives alpha's gradient out of the filters'; every convolution would work it out once more.
+            alphas = [alpha if alpha is None else alpha.detach() for alpha in alphas]
+            return weight_preps(layers, self.net, self.trained, self.frozen), alphas  # type: ignore[arg-type]
+        layout: dict[str, Any] = {"memory_format": torch.channels_last if self.on_triton else None}
+        layout |= {"groups": self.groups, "backend": "triton" if self.on_triton else "torch"}
+        return dirac_weights(layers, identity=not self.split, dtype=self.dtype, **layout), alphas
+
+
+_known: Remembered[list[_Batch]] = Remembered()
 
 
 def _prepare(layers: Sequence[_DiracConv]) -> None:
-    """One launch for each device, backend and form among the layers: as a rule, one."""
+    parameters = [layer._tensors()[:3] for layer in layers]
+    flat = [tensor for three in parameters for tensor in three]
+    ways = tuple([(layer.form, layer.backend, layer.groups, layer.identity, layer.dims) for layer in layers])
+    key = ways, autocast_dtype(flat[0])
+    observed = is_observed()
+    batches = None if observed else _known.find(key, flat)
+    plain = batches is not None or not (observed or not is_plain(*flat))
+    if batches is None:
+        batches = _batches(layers, parameters)
+        if plain:
+            _known.keep(key, flat, batches)
+    for batch in batches:
+        some = [parameters[i] for i in batch.layers]
+        for i, three, filters, alpha in zip(batch.layers, some, *batch.prepare(some, plain), strict=True):
+            # An attribute set on a module takes torch two microseconds.
+            vars(layers[i])["prepared"] = Prepared(filters, alpha, state_of(three))
+
+
+def _batches(layers: Sequence[_DiracConv], parameters: Sequence[Parameters]) -> list[_Batch]:
+    """As a rule, one."""
     batches = defaultdict(list)
-    for layer in layers:
+    for i, (layer, three) in enumerate(zip(layers, parameters, strict=True)):
         layer.prepared = None
-        if layer.identity == "dirac" and has_plain_parameters(layer):
-            dtype = autocast_dtype(layer.weight) or layer.weight.dtype
-            on_triton = use_triton(layer.backend, dtype, layer.weight.device)
+        if layer.identity == "dirac" and all(type(tensor) in PLAIN for tensor in three):
+            weight = three[0]
+            dtype = autocast_dtype(weight) or weight.dtype
+            on_triton = use_triton(layer.backend, dtype, weight.device)
             split = uses_split(layer.form, dtype, on_triton and layer.dims < 3)  # torch convolves in 3-D
-            batches[layer.weight.device, dtype, on_triton, split].append(layer)
-    for (_, dtype, on_triton, split), batch in batches.items():
-        weights = dirac_weights(
-            [(layer.weight, layer.alpha, layer.beta) for layer in batch],
-            identity=not split,
-            dtype=dtype,
-            memory_format=torch.channels_last if on_triton else None,
-            groups=[layer.groups for layer in batch],
-            backend="triton" if on_triton else "torch",
-        )
-        for layer, weight in zip(batch, weights, strict=True):
-            layer.prepared = Prepared(weight, layer.alpha if split else None, state_of(layer))
+            batches[weight.device, on_triton, split, dtype].append(i)
+    return [
+        _batch(some, [parameters[i] for i in some], [layers[i].groups for i in some], *way)
+        for way, some in batches.items()
+    ]
+
+
+def _batch(
+    layers: list[int], parameters: Sequence[Parameters], groups: list[int], _, on_triton, split, dtype
+) -> _Batch:
+    net = Net(1e-12, not split, dtype, True, tuple(groups), alpha_apart=split) if on_triton else None
+    return _Batch(layers, on_triton, split, dtype, net, *trained_and_frozen(parameters), groups)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from functools import partial
 
 import torch
 import triton
@@ -18,7 +19,7 @@ stub = stub_driver.install()
 from triton_dirac import conv2d, dirac_conv2d, dirac_weight  # noqa: E402
 from triton_dirac.runtime import autotune, direct  # noqa: E402
 from triton_dirac.runtime.launch import Launch  # noqa: E402
-from triton_dirac.runtime.plan import Plan, _Launched  # noqa: E402
+from triton_dirac.runtime.plan import Plan  # noqa: E402
 
 stream = 0
 triton.runtime.driver.active.get_current_stream = lambda device: stream
@@ -39,20 +40,19 @@ def sizes(signature) -> list[int]:
 
 def compare(step, tensors, addresses, stream) -> None:
     """Direct and by the JIT, in place of the one launch."""
-    launch = Launch.run
-    step._by_jit(tensors)
-    assert step._direct is not None, f"{step._launch.kernel.__name__} is not launched directly"
+    name, launch = step.kernel.__name__, Launch.run
+    assert step.direct is not None, f"{name} is not launched directly"
     Launch.run = lambda self: compiled.setdefault(id(step), launch(self))
-    step._by_jit(tensors)
+    step.by_jit(tensors)
     Launch.run = launch
     stub.note(sizes(compiled[id(step)].src.signature))
-    step._by_jit(tensors)
+    step.by_jit(tensors)
     expected, before = stub.noted(), stub.launches
-    assert step._direct(addresses, stream)
+    assert step.direct(addresses, stream)
     assert stub.launches == before + 1
-    assert stub.noted() == expected, step._launch.kernel.__name__
+    assert stub.noted() == expected, name
     stub.note([])
-    kernels.append(step._launch.kernel.__name__)
+    kernels.append(name)
 
 
 def half(*shape):
@@ -74,11 +74,26 @@ kinds = [(64, torch.float16, 128), (40, torch.bfloat16, 3), (32, torch.float32, 
 for kind in kinds:
     step_of_training(*kind)
 stream = 77
-call = _Launched.__call__
-_Launched.__call__ = compare
+run = Plan.run
+
+
+def compared(self, tensors, addresses):
+    """Acts are bound when a plan is finished."""
+    plans.append(self)
+    acts = self._acts
+    own = {launched.act: partial(compare, launched) for launched in self.launches}
+    self._acts = [own.get(act, act) for act in acts]
+    try:
+        return run(self, tensors, addresses)
+    finally:
+        self._acts = acts
+
+
+plans: list[Plan] = []
+Plan.run = compared
 for kind in kinds * 2:
     step_of_training(*kind)
-_Launched.__call__ = call
+Plan.run = run
 expected = {"weight_prep_kernel", "weight_prep_backward_kernel", "tile_gemm", "gather_gemm", "reduce_kernel"}
 assert expected <= set(kernels), set(kernels)
 print(f"{len(kernels)} launches of {len(set(kernels))} kernels are the JIT's, byte by byte, on stream {stream}")
@@ -116,13 +131,11 @@ autotune.forget()
 direct._c_function = lambda launch: (_ for _ in ()).throw(direct.NotAsKnown("another launcher"))
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    ways = []
-    run = Plan.run
-    Plan.run = lambda self, tensors: (
-        ways.extend(step._direct for step in self._steps if isinstance(step, _Launched)) or run(self, tensors)
-    )
+    plans.clear()
+    Plan.run = lambda self, *arguments: plans.append(self) or run(self, *arguments)
     for _ in range(3):
         step_of_training()
+ways = [launched.direct for plan in plans for launched in plan.launches]
 assert ways
 assert not any(ways)
 assert [str(w.message) for w in said if "JIT" in str(w.message)] == [

@@ -14,7 +14,7 @@ from triton_dirac.runtime import autotune, launch, remembered
 from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.remembered import Remembered
 
-PLANNED = (dirac_op._forward, dirac_op._backward_plans, conv._forward, conv._backward)
+PLANNED = (dirac_op._planned, conv._planned)
 
 
 @pytest.fixture
@@ -25,10 +25,10 @@ def replays(monkeypatch):
     found: list = []
     run = Plan.run
 
-    def noted(self, tensors):
+    def noted(self, tensors, addresses):
         if isinstance(self.settings, (dirac_op.DiracSettings, conv.ConvSettings)):
             found.append(self)
-        return run(self, tensors)
+        return run(self, tensors, addresses)
 
     monkeypatch.setattr(Plan, "run", noted)
     return found
@@ -232,7 +232,7 @@ def test_many_calls_are_forgotten_in_time(replays, monkeypatch):
         inputs = tensors()
         inputs[0] = inputs[0].expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
         assert_right(inputs, run(inputs))
-        assert len(dirac_op._forward) <= 3
+        assert len(dirac_op._planned) <= 3
 
 
 def test_tensor_descriptors_are_made_again_for_the_tensors_of_the_moment(replays, monkeypatch):
@@ -258,7 +258,7 @@ def test_tensor_descriptors_are_made_again_for_the_tensors_of_the_moment(replays
         assert_as_good_as_torch("gathered instead", run((odd, *inputs[1:])), expected)
         assert len(replays) == runs
     run(inputs)
-    assert [bool(plan._steps[-1]._layouts) for plan in replays] == [True, True, False, True]
+    assert [bool(plan.launches[-1]._descriptors) for plan in replays] == [True, True, False, True]
 
 
 def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):

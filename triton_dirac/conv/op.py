@@ -24,7 +24,8 @@ from triton_dirac.runtime.register import (
     GEOMETRY,
     define,
     entry,
-    may_launch,
+    outputs_and_plan,
+    planned_gradients,
     planned_run,
     register_autocast,
     register_gradient,
@@ -189,11 +190,11 @@ def _plan_outputs(steps: Plan, *arguments) -> tuple[Tensor]:
     return (plan_conv(steps, *arguments),)
 
 
-_forward = Planned(_plan_outputs)
+_planned = Planned(_plan_outputs, lambda *arguments: _plan_gradients(*arguments))
 _conv2d_op = define(
     f"conv2d(Tensor image, Tensor weight, Tensor? bias, Tensor? alpha, {GEOMETRY}, bool relu, "
     "str precision, bool auto) -> Tensor",
-    planned_run(_forward, tensors=4),
+    planned_run(_planned, tensors=4),
     fake,
 )
 conv_dgrad = define(
@@ -213,11 +214,12 @@ conv_wgrad = define(
 def _conv_setup(ctx, inputs, output):
     image, weight, bias, alpha, *settings = inputs
     _keep(ctx, image, weight, bias, alpha, ConvSettings(*settings), output)
+    ctx.plan = None
 
 
 def _keep(ctx, image, weight, bias, alpha, settings: ConvSettings, output) -> None:
     """What the backward needs."""
-    ctx.settings = settings, None if bias is None else bias.dtype
+    ctx.settings, ctx.bias_dtype = settings, None if bias is None else bias.dtype
     ctx.save_for_backward(image, weight, alpha, output if settings.relu else None)
 
 
@@ -240,14 +242,9 @@ def _plan_gradients(steps: Plan | None, grad, image, weight, alpha, output, s: C
     return dimage, dweight, dbias, dalpha
 
 
-_backward = Planned(_plan_gradients)
-
-
 def _conv_gradients(ctx, grad):
-    tensors, settings = (grad, *ctx.saved_tensors), (*ctx.settings, tuple(ctx.needs_input_grad[:4]))
-    if may_launch(grad, *tensors[1:3]):
-        return _backward(tensors, settings)
-    return _plan_gradients(None, *tensors, *settings)
+    settings = ctx.settings, ctx.bias_dtype, ctx.needs_input_grad[:4]
+    return planned_gradients(ctx, _plan_gradients, (grad, *ctx.saved_tensors), settings)
 
 
 def _conv_backward(ctx, grad):
@@ -311,16 +308,16 @@ class _Conv2d(torch.autograd.Function):
     """The operator below the dispatcher."""
 
     @staticmethod
-    def forward(ctx, image, weight, bias, alpha, plan, settings, options):
+    def forward(ctx, image, weight, bias, alpha, known, unknown):
         tensors = (image, weight, bias, alpha)
-        (output,) = plan.run(tensors) if plan is not None else _forward.first(tensors, options, settings)
-        _keep(ctx, *tensors, settings, output)
+        (output,), ctx.plan = outputs_and_plan(_planned, tensors, known, unknown)
+        _keep(ctx, *tensors, ctx.plan.settings, output)
         return output
 
     @staticmethod
     def backward(ctx, grad):
-        return *_conv_gradients(ctx, grad), None, None, None
+        return *_conv_gradients(ctx, grad), None, None
 
 
 # relu?(conv(x, w) + bias + alpha * x[centre tap]), differentiable; tensors are (x, w, bias, alpha).
-conv2d_again, conv2d = entry(_Conv2d, _forward, _conv2d_op)
+conv2d_again, conv2d = entry(_Conv2d, _planned, _conv2d_op)

@@ -8,7 +8,8 @@ All that is assumed of Triton's inside is in this file. It was read in 3.6, 3.7,
 - ``kernel[grid](...)`` returns the CompiledKernel, whose ``run`` is, for NVIDIA, a ``CudaLauncher``;
 - called with grid, stream, function, metadata, hooks and the kernel's arguments, that one calls its ``launch``, a
   function in C, once, with positional arguments only; behind ``wrap_handle_tensordesc`` if there are descriptors;
-- C takes an integer for a pointer, and a tensor descriptor as what ``wrap_handle_tensordesc`` makes of it.
+- C takes an integer for a pointer, and for a tensor descriptor what ``make_tensordesc_arg`` makes of it: a map for the
+  hardware, sizes and strides.
 
 In which order and how nested they arrive differs and is not assumed: a copy of the launcher is called once with a
 Python function in C's place, and what that is given is what C is given later, with addresses in the marked places. If
@@ -19,6 +20,8 @@ while a profiler's hooks or a debugging switch are set: ``undisturbed``.
 from __future__ import annotations
 
 import copy
+import importlib
+import inspect
 import types
 import warnings
 from collections.abc import Callable, Mapping
@@ -32,7 +35,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 ALIGNMENT = 16  # bytes: what Triton specialises a kernel on, pointer by pointer
 MOST_MAPS = 512  # encoded descriptors of one argument, by address; a training step comes back to the same ones
 
-Direct = Callable[[list[int], int], bool]  # (addresses of a plan's tensors, stream) -> whether it was launched
+Direct = Callable[[list[int], int], bool]  # (addresses, all aligned, and stream) -> whether it was launched
 
 
 class NotAsKnown(Exception):
@@ -77,70 +80,82 @@ def bind(
 def _bind(kernel, compiled, grid, arguments, places) -> Direct:
     # Marks in place of tensors tell where C is given what, and keep no memory alive.
     marked = {name: _marked(arguments[name], place) for name, place in places.items()}
+    call, stream = _overheard(kernel, compiled, grid, {**arguments, **marked})
+    at = [value is stream for value in call].index(True)
+    head, tail = call[:at], call[at + 1 :]
+    nested = not any(_is_place(value) for value in call)
+    fixed, values = (tail[:-1], list(tail[-1])) if nested else ([], tail)
+    slots = [at for at, value in enumerate(values) if type(value) is _Mark]
+    maps = [at for at, value in enumerate(values) if _is_map(value)]
     described = [name for name in kernel.arg_names if isinstance(marked.get(name), TensorDescriptor)]
-    size, stream = (*grid, 1, 1)[:3], object()
-
-    def overhear(places_of: Mapping[str, Any]) -> tuple[list[Any], list[Any], bool]:
-        """What C is given before the stream's place and after it, and whether the kernel's arguments are nested."""
-        heard: list[tuple[Any, ...]] = []
-        launcher = copy.copy(compiled.run)
-        launcher.launch = _with_descriptors(compiled, lambda *all: heard.append(all))
-        values = [{**arguments, **places_of}[name] for name in kernel.arg_names]
-        launcher(*size, stream, compiled.function, compiled.packed_metadata, None, None, None, *values)
-        ((*call,),) = heard
-        at = [value is stream for value in call].index(True)
-        return call[:at], call[at + 1 :], not any(_is_place(value) for value in call)
-
-    head, tail, nested = overhear(marked)
-    fixed, template = (tail[:-1], list(tail[-1])) if nested else ([], tail)
-    slots = [(at, value.place) for at, value in enumerate(template) if type(value) is _Mark]
-    maps = [at for at, value in enumerate(template) if _is_map(value)]
     if len(slots) + len(maps) != len(places) or len(maps) not in (0, len(described)):
         raise NotAsKnown(f"{len(slots)} pointers and {len(maps)} descriptors of {len(places)} tensors were passed on")
-    for at in (*maps, *(at for at, _ in slots)):
-        template[at] = 0
-    arguments = {name: None if name in places else value for name, value in arguments.items()}
-    encoded: list[tuple[int, int, dict[int, Any]]] = [
-        (at, places[name], {}) for at, name in zip(maps, described, strict=bool(maps))
-    ]
+    pointers = [(at, values[at].place) for at in slots]
+    encoded: list[tuple[int, int, dict[int, Any], Callable[[int], Any]]] = []
+    for order, (at, name) in enumerate(zip(maps, described, strict=bool(maps))):
+        encode = _encoder(marked[name], compiled.metadata.tensordesc_meta[order], values[at:])
+        encoded.append((at, places[name], {}, encode))
+    for at in (*slots, *maps):
+        values[at] = 0
 
-    def encode(values: list[Any], addresses: list[int]) -> None:
-        """Fill in the maps of tensors at ``addresses``, and keep them."""
-        here = {name: _marked(marked[name], places[name], addresses[places[name]]) for name in described}
-        _, tail, _ = overhear({**marked, **here})
-        found = tail[-1] if nested else tail
-        for at, place, known in encoded:
-            if len(known) >= MOST_MAPS:
-                known.clear()
-            values[at] = known[addresses[place]] = found[at]
+    start, launch, hooks = tuple(head), _c_function(compiled.run.launch), kernel.pre_run_hooks
 
-    launch = _c_function(compiled.run.launch)
-    return _launch_of(launch, head, fixed, template, slots, encoded, encode, nested, kernel.pre_run_hooks)
-
-
-def _launch_of(launch, head, fixed, template, slots, encoded, encode, nested, hooks) -> Direct:
     def direct(addresses: list[int], stream: int) -> bool:
-        values = template.copy()
-        together, all_known = 0, True
-        for at, place in slots:
-            values[at] = address = addresses[place]
-            together |= address
-        for at, place, known in encoded:
-            address = addresses[place]
-            together |= address
-            values[at] = found = known.get(address)
-            all_known = all_known and found is not None
-        if together % ALIGNMENT or hooks:
+        if hooks:
             return False
-        if not all_known:
-            encode(values, addresses)
+        given = values.copy()
+        for at, place in pointers:
+            given[at] = addresses[place]
+        for at, place, known, encode in encoded:
+            address = addresses[place]
+            found = known.get(address)
+            if found is None:
+                if len(known) >= MOST_MAPS:
+                    known.clear()
+                found = known[address] = encode(address)
+            given[at] = found
         if nested:
-            launch(*head, stream, *fixed, values)
+            launch(*start, stream, *fixed, given)
         else:
-            launch(*head, stream, *values)
+            launch(*start, stream, *given)
         return True
 
     return direct
+
+
+def _overheard(kernel: Any, compiled: Any, grid: tuple[int, ...], arguments: Mapping[str, Any]) -> tuple[list, object]:
+    """(what C is given for these arguments, what stands for the stream in it)"""
+    heard: list[tuple[Any, ...]] = []
+    stream = object()
+    launcher = copy.copy(compiled.run)
+    metas = getattr(compiled.metadata, "tensordesc_meta", None)
+    launcher.launch = nvidia().wrap_handle_tensordesc(lambda *all: heard.append(all), compiled.src.signature, metas)
+    values = [arguments[name] for name in kernel.arg_names]
+    size = (*grid, 1, 1)[:3]
+    launcher(*size, stream, compiled.function, compiled.packed_metadata, None, None, None, *values)
+    ((*call,),) = heard
+    return call, stream
+
+
+def _encoder(descriptor: TensorDescriptor, meta: Any, overheard: list[Any]) -> Callable[[int], Any]:
+    """From an address to the map of ``descriptor`` there; ``overheard`` begins with the one where it is now."""
+    make = nvidia().make_tensordesc_arg
+    rest = [None] * (len(inspect.signature(make).parameters) - 2)  # of 3.8 on: the launcher's other arguments
+
+    def encode(address: int) -> Any:
+        there = copy.copy(descriptor)
+        there.base = _Mark(0, descriptor.base.dtype, address)
+        return make(there, meta, *rest)[0]
+
+    there, *layout = make(descriptor, meta, *rest)
+    if not _is_map(there) or layout != overheard[1 : len(layout) + 1]:
+        raise NotAsKnown(f"a descriptor is passed on as {overheard[: len(layout) + 1]}, but made as {there}, {layout}")
+    return encode
+
+
+def nvidia() -> Any:
+    """Triton's module that drives NVIDIA's GPUs."""
+    return importlib.import_module("triton.backends.nvidia.driver")
 
 
 class _Mark:
@@ -165,21 +180,15 @@ def _base(value: Any) -> Any:
     return value.base if isinstance(value, TensorDescriptor) else value
 
 
-def _marked(value: Any, place: int, address: int | None = None) -> Any:
+def _marked(value: Any, place: int) -> Any:
     """A mark in place of a tensor, or in a copy of the descriptor in place of its tensor."""
     base = _base(value)
-    mark = _Mark(place, base.dtype, base.data_ptr() if address is None else address)
+    mark = _Mark(place, base.dtype, base.data_ptr())
     if base is value:
         return mark
     described = copy.copy(value)
     described.base = mark
     return described
-
-
-def _with_descriptors(compiled: CompiledKernel, listener: Callable[..., None]) -> Callable[..., None]:
-    from triton.backends.nvidia.driver import wrap_handle_tensordesc
-
-    return wrap_handle_tensordesc(listener, compiled.src.signature, getattr(compiled.metadata, "tensordesc_meta", None))
 
 
 def _c_function(launch: Any) -> Any:

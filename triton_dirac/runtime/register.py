@@ -10,7 +10,7 @@ costs more host time than the launch, when nothing needs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 import torch
@@ -39,11 +39,31 @@ def planned_run(planned: Planned, tensors: int) -> Callable:
     """What ``define`` runs: a planned function of ``tensors`` tensors and settings."""
 
     def run(*arguments):
-        settings = tuple(tuple(value) if isinstance(value, list) else value for value in arguments[tensors:])
-        outputs = planned(arguments[:tensors], settings)
+        given = arguments[:tensors]
+        settings = tuple([tuple(value) if isinstance(value, list) else value for value in arguments[tensors:]])
+        options = _options_of(given, settings)
+        known = planned.find(given, options)
+        outputs = planned.first(given, options, settings)[0] if known is None else known[0].run(given, known[1])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return run
+
+
+def _options_of(tensors: Tensors, settings: tuple) -> Hashable:
+    """What a call without options of its own is known by."""
+    return settings, tuple([tensor is None for tensor in tensors])
+
+
+def planned_gradients(ctx, function: Callable, tensors: Tensors, settings: tuple) -> Sequence[Tensor | None]:
+    """What ``function`` plans, by the plan of the backward of the call that ``ctx`` is of; by operators for tracers."""
+    plan = ctx.plan
+    if plan is not None and not torch.is_grad_enabled():
+        known = plan.backward.find(tensors, settings)
+        if known is not None:
+            return known[0].run(tensors, known[1])
+        if not is_observed() and is_plain(*tensors):
+            return plan.backward.first(tensors, settings, settings)[0]
+    return function(None, *tensors, *settings)
 
 
 def through(steps: Plan | None, *ways: tuple[Callable, Callable]) -> list[Callable]:
@@ -103,9 +123,9 @@ def twin_gradient(twin: Callable) -> tuple[Callable, Callable]:
     return backward, setup_context
 
 
-def entry(function: type[torch.autograd.Function], forward: Planned, operator: Callable[..., Tensor]):
+def entry(function: type[torch.autograd.Function], planned: Planned, operator: Callable[..., Tensor]):
     """(again, call): an operator's entry points for eager code, by an autograd.Function that does the same below the
-    dispatcher, of its tensors and (plan, settings, options).
+    dispatcher, of the tensors, what is known of the call and what it takes to plan it: see ``outputs_and_plan``.
 
     ``again(tensors, options)``: the output of a call that is known, None of one that is not. ``call(tensors, settings,
     options)``: of a checked one; ``options`` are the caller's arguments, by which it is known when it comes again.
@@ -114,21 +134,28 @@ def entry(function: type[torch.autograd.Function], forward: Planned, operator: C
     apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
     def again(tensors: Tensors, options: Hashable) -> Tensor | None:
-        if options is None or is_observed():
+        known = None if options is None else planned.find(tensors, options)
+        if known is None:
             return None
-        plan = forward.find(tensors, options)
-        if plan is None:
-            return None
+        plan, addresses = known
         if plan.trained and torch.is_grad_enabled():
-            return apply(*tensors, plan, plan.settings, options)
-        return plan.run(tensors)[0]
+            return apply(*tensors, known, None)
+        return plan.run(tensors, addresses)[0]
 
     def call(tensors: Tensors, settings: tuple, options: Hashable = None) -> Tensor:
         if is_observed() or not is_plain(*tensors):
             return operator(*tensors, *settings)
-        return apply(*tensors, None, settings, options or settings)
+        return apply(*tensors, None, (options or _options_of(tensors, settings), settings))
 
     return again, call
+
+
+def outputs_and_plan(planned: Planned, tensors: Tensors, known, unknown) -> tuple[Sequence[Tensor | None], Plan]:
+    """The work of an autograd.Function's forward: ``known`` is what ``find`` found, ``unknown`` (options, settings)."""
+    if known is None:
+        return planned.first(tensors, *unknown)
+    plan, addresses = known
+    return plan.run(tensors, addresses), plan
 
 
 def may_launch(*tensors: Tensor | None) -> bool:

@@ -10,6 +10,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 _tracing_state = torch._C._get_tracing_state
 _function_modes = torch._C._len_torch_function_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 _transforms = torch._C._functorch.peek_interpreter_stack
 
 
@@ -20,17 +21,20 @@ def is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+def is_watched() -> bool:
+    """Whether someone intercepts what torch does without a trace on tensors or in the thread's dispatch keys."""
+    return (
+        torch.compiler.is_compiling()
+        or _function_modes() > 0
+        or _dispatch_modes() > 0
+        or forward_ad._current_level >= 0
+    )
+
+
 def is_observed() -> bool:
     """Whether somebody traces, transforms or intercepts what torch does: the dispatcher must see every operation, and
     nothing may be remembered of it, or done as remembered."""
-    return (
-        torch.compiler.is_compiling()
-        or _tracing_state() is not None
-        or _function_modes() > 0
-        or _dispatch_modes() > 0
-        or _transforms() is not None
-        or forward_ad._current_level >= 0
-    )
+    return is_watched() or _tracing_state() is not None or _transforms() is not None
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -45,6 +49,8 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 def autocast_dtype(input: Tensor) -> torch.dtype | None:
     """The dtype to cast to under autocast, None outside it; float64 stays, as in torch."""
+    if not torch.compiler.is_compiling() and not _is_any_autocast_enabled():
+        return None
     device_type = input.device.type
     if device_type not in ("cuda", "cpu") or input.dtype == torch.float64:
         return None

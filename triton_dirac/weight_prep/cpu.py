@@ -51,7 +51,7 @@ def net_of(layers: Sequence[Layer], groups: Sequence[int]) -> Net | None:
 def dirac_weights(layers: Sequence[Layer], net: Net, *, eps: float, identity: bool) -> list[Tensor]:
     """What of each layer, float32, in its weight's layout. One node of the graph, since each costs 20 us."""
 
-    def prepare(some: Sequence[Layer], layouts: list[_Layout], trained: bool) -> Sequence[Tensor]:
+    def prepare(some: Sequence[Layer], layouts: Sequence[_Layout], trained: bool) -> Sequence[Tensor]:
         if not trained:
             return _forward(some, layouts, eps, identity)[0]
         return _DiracWeights.apply(layouts, eps, identity, *[tensor for layer in some for tensor in layer])
@@ -72,18 +72,25 @@ class _DiracWeights(torch.autograd.Function):
         if len(layers) == 1:
             ctx.save_for_backward(*tensors, *norms)
         else:
-            ctx.kept = [Kept((*layer, norm)) for layer, norm in zip(layers, norms, strict=True)]
+            ctx.kept, ctx.norms = Kept(tensors), norms
         ctx.set_materialize_grads(False)
         return tuple(prepared)
 
     @staticmethod
     def backward(ctx, *grads):
         gradients: list[Tensor | None] = []
+        if ctx.kept:
+            needed = [grad is not None for grad in grads for _ in range(3)]
+            layers = [
+                (*layer, norm) for layer, norm in zip(layers_of(ctx.kept.unchanged(needed)), ctx.norms, strict=True)
+            ]
+        else:
+            layers = [ctx.saved_tensors]
         for index, (grad, layout) in enumerate(zip(grads, ctx.layouts, strict=True)):
             if grad is None:
                 gradients += (None, None, None)
                 continue
-            weight, alpha, beta, norm = ctx.kept[index].unchanged() if ctx.kept else ctx.saved_tensors
+            weight, alpha, beta, norm = layers[index]
             if torch.is_grad_enabled() or index in ctx.stepwise:
                 # If a second derivative follows, let torch see every step, the norm's too.
                 norm = torch_backend.row_norms(weight) if torch.is_grad_enabled() else norm.view(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triton_dirac.runtime.plan import Plan
 from triton_dirac.weight_prep.single import Filters, RowTile, norm_dtype
 
 ALIGNMENT = 128  # bytes, of every layer's place in a flat output
@@ -87,10 +89,15 @@ class Flat:
         """The allocation, as bytes."""
         return torch.empty(self.bytes, dtype=torch.uint8, device=device)
 
-    def views(self, flat: Tensor) -> list[Tensor]:
+    def views(self, flat: Tensor, steps: Plan) -> list[Tensor]:
         """The tensors, in the order in which they were placed."""
-        typed = {dtype: flat.view(dtype) for dtype in {place.dtype for place in self._places}}
-        return [typed[p.dtype].as_strided(p.shape, p.strides, p.offset) for p in self._places]
+        dtypes = {place.dtype for place in self._places}
+        typed = {dtype: steps.do(partial(Tensor.view, dtype=dtype), flat) for dtype in dtypes}
+
+        def view(place: _Place) -> Tensor:
+            return steps.do(lambda all: all.as_strided(place.shape, place.strides, place.offset), typed[place.dtype])
+
+        return [view(place) for place in self._places]
 
 
 class LayersPlan:
@@ -118,10 +125,10 @@ class LayersPlan:
             self._sizes.append((out, norm | filters.per_group << 32, drows, *sizes))
         self.kinds = tuple(kinds)
 
-    def words(self, addresses: Sequence[tuple[int, int, int]]) -> list[int]:
-        """The table for (weight, alpha or gradient, beta) addresses of the layers."""
-        pairs = zip(addresses, self._sizes, strict=True)
-        return [word for address, sizes in pairs for word in (*address, *sizes)]
+    def words(self, addresses: Sequence[int]) -> list[int]:
+        """The table for weight's, alpha's (or gradient's) and beta's address of each layer in turn."""
+        layers = zip(addresses[::3], addresses[1::3], addresses[2::3], self._sizes, strict=True)
+        return [word for *three, sizes in layers for word in (*three, *sizes)]
 
 
 def _kind(spec: LayerSpec, tile: RowTile, backward: bool) -> tuple[Any, ...]:

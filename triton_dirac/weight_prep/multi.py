@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.plan import Plan
 from triton_dirac.weight_prep.address_tables import DescriptorTables
 from triton_dirac.weight_prep.layers import LayerSpec, LayersPlan
 from triton_dirac.weight_prep.rows import backward_rows, prepare_rows
@@ -128,26 +129,33 @@ _SHARED_TABLES = DescriptorTables()
 
 
 def _prepared(
+    steps: Plan,
     layers: list[Layer],
-    others: Sequence[tuple[torch.dtype, bool, int]],
+    others: Sequence[tuple[torch.dtype, bool]],
+    grads: Sequence[Tensor] | None,
     groups: int | Sequence[int],
-    backward: bool,
     tables: DescriptorTables,
 ) -> tuple[LayersPlan, Tensor, Tensor]:
-    """The layers' plan, table and tiles; others: (dtype, channels-last, address) of each out or gradient."""
+    """The layers' plan, table and tiles; others: (dtype, channels-last) of each out or gradient."""
     each = [groups] * len(layers) if isinstance(groups, int) else groups
-    specs, addresses = [], []
-    for (weight, alpha, beta), (dtype, last, address), group in zip(layers, others, each, strict=True):
-        weight_address, alpha_address = weight.data_ptr(), alpha.data_ptr()
+    specs, told = [], []
+    for i, ((weight, alpha, beta), (dtype, last), group) in enumerate(zip(layers, others, each, strict=True)):
         shared = alpha.numel() == 1, beta.numel() == 1
-        aligned = (weight_address | address) % 16 == 0
+        aligned = (weight.data_ptr() | (grads[i].data_ptr() if grads else 0)) % 16 == 0
         dtypes = weight.dtype, alpha.dtype, beta.dtype, dtype
         specs.append((tuple(weight.shape), group, *dtypes, *shared, is_channels_last(weight), last, aligned))
-        addresses.append((weight_address, address if backward else alpha_address, beta.data_ptr()))
-    plan, device = _plan(tuple(specs), backward), layers[0][0].device
-    # The plan itself is in the keys, by identity: it lives as long as they do, and its content is the specs.
-    table = tables.get((plan, device, tuple(addresses)), device, lambda: plan.words(addresses))
-    return plan, table, tables.get((plan, device), device, lambda: plan.tiles)
+        told += [weight, grads[i] if grads else alpha, beta]
+    plan, device = _plan(tuple(specs), grads is not None), layers[0][0].device
+
+    def table(*tensors: Tensor) -> Tensor:
+        addresses = tuple(tensor.data_ptr() for tensor in tensors)
+        # The plan itself is in the keys, by identity: it lives as long as they do, and its content is the specs.
+        return tables.get((plan, device, addresses), device, lambda: plan.words(addresses))
+
+    def tiles(_: Tensor) -> Tensor:
+        return tables.get((plan, device), device, lambda: plan.tiles)
+
+    return plan, steps.do(table, *told), steps.do(tiles, told[0])
 
 
 def plan_weight_prep_multi(
@@ -159,21 +167,22 @@ def plan_weight_prep_multi(
     channels_last: bool | None = False,
     groups: int | Sequence[int] = 1,
     tables: DescriptorTables = _SHARED_TABLES,
+    steps: Plan | None = None,
 ) -> tuple[list[Launch], list[Tensor], Tensor]:
     """(launches, outs, norms) of ``weight_prep_multi`` for dense layers; outs and norms are allocated, not
     filled. Also takes meta tensors."""
-    layers = list(layers)
+    layers, steps = list(layers), steps or Plan()
     if not layers:
         return [], [], torch.empty(0, dtype=torch.uint8)
     device = layers[0][0].device
     lasts = [is_channels_last(w) if channels_last is None else channels_last for w, _, _ in layers]
-    others = [(dtype or w.dtype, last and _two_layouts(w), 0) for (w, _, _), last in zip(layers, lasts, strict=True)]
-    plan, table, tiles = _prepared(layers, others, groups, False, tables)
-    out, norms = plan.out.empty(device), plan.norms.empty(device)
+    others = [(dtype or w.dtype, last and _two_layouts(w)) for (w, _, _), last in zip(layers, lasts, strict=True)]
+    plan, table, tiles = _prepared(steps, layers, others, None, groups, tables)
+    out, norms = steps.new(plan.out.empty(device)), steps.new(plan.norms.empty(device))
     args = {"table_ptr": table, "tiles_ptr": tiles, "out_ptr": out, "norm_ptr": norms}
     constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": plan.kinds}
     launch = Launch(weight_prep_multi_kernel, (len(plan.tiles),), args, constexprs, OPTIONS)
-    return [launch], plan.out.views(out), norms
+    return [launch], plan.out.views(out, steps), norms
 
 
 def plan_weight_prep_multi_backward(
@@ -185,20 +194,21 @@ def plan_weight_prep_multi_backward(
     identity: bool = True,
     groups: int | Sequence[int] = 1,
     tables: DescriptorTables = _SHARED_TABLES,
+    steps: Plan | None = None,
 ) -> tuple[list[Launch], list[Tensor], list[Tensor]]:
     """(launches, dweights, drows) for dense grads and layers; drows: dalpha, dbeta of each layer in turn, one
     element per filter. Allocated, not filled."""
-    layers = list(layers)
+    layers, steps = list(layers), steps or Plan()
     if not layers:
         return [], [], []
-    others = [(g.dtype, is_channels_last(g), g.data_ptr()) for g in grads]
-    plan, table, tiles = _prepared(layers, others, groups, True, tables)
-    dweight, drows = plan.out.empty(norms.device), plan.rows.empty(norms.device)
+    others = [(g.dtype, is_channels_last(g)) for g in grads]
+    plan, table, tiles = _prepared(steps, layers, others, grads, groups, tables)
+    dweight, drows = steps.new(plan.out.empty(norms.device)), steps.new(plan.rows.empty(norms.device))
     args = {"table_ptr": table, "tiles_ptr": tiles, "norm_ptr": norms}
     args |= {"dweight_ptr": dweight, "drows_ptr": drows}
     constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": plan.kinds}
     launch = Launch(weight_prep_multi_backward_kernel, (len(plan.tiles),), args, constexprs, OPTIONS)
-    return [launch], plan.out.views(dweight), plan.rows.views(drows)
+    return [launch], plan.out.views(dweight, steps), plan.rows.views(drows, steps)
 
 
 def weight_prep_multi(
@@ -210,6 +220,7 @@ def weight_prep_multi(
     channels_last: bool | None = False,
     groups: int | Sequence[int] = 1,
     tables: DescriptorTables = _SHARED_TABLES,
+    steps: Plan | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """(outs, norms) of ``weight_prep`` for all layers (weight, alpha, beta) in one launch, on one device.
 
@@ -217,13 +228,20 @@ def weight_prep_multi(
     ``channels_last`` None keeps each weight's layout. outs
     are views of one allocation. norms: bytes, for ``weight_prep_multi_backward`` only.
     """
-    layers = [_dense_layer(layer) for layer in layers]  # copies, of which the launch has only addresses, live till then
+    steps = steps or Plan()
+    layers = [_dense_layer(layer, steps) for layer in layers]  # copies, whose addresses alone the launch has
     launches, outs, norms = plan_weight_prep_multi(
-        layers, eps=eps, identity=identity, dtype=dtype, channels_last=channels_last, groups=groups, tables=tables
-    )
+        layers,
+        eps=eps, identity=identity, dtype=dtype, channels_last=channels_last, groups=groups, tables=tables, steps=steps,
+    )  # fmt: skip
     for launch in launches:
-        launch.run()
+        steps.launch(launch)
     return outs, norms
+
+
+def _as_stored(grad: Tensor) -> Tensor:
+    """Dense, and with its sign in memory, where a kernel reads."""
+    return dense(grad.resolve_neg())
 
 
 def weight_prep_multi_backward(
@@ -235,28 +253,30 @@ def weight_prep_multi_backward(
     identity: bool = True,
     groups: int | Sequence[int] = 1,
     tables: DescriptorTables = _SHARED_TABLES,
+    steps: Plan | None = None,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """[(dweight, dalpha, dbeta)] of ``weight_prep_backward`` for all layers in one launch.
 
     All are views of two allocations, but for gradients of shape (1,), which cost a sum each.
     """
-    layers = [_dense_layer(layer) for layer in layers]
-    grads = [dense(grad.resolve_neg()) for grad in grads]  # a kernel reads what is in memory
+    steps = steps or Plan()
+    layers = [_dense_layer(layer, steps) for layer in layers]
+    grads = [steps.do(_as_stored, grad) for grad in grads]
     launches, dweights, drows = plan_weight_prep_multi_backward(
-        grads, layers, norms, eps=eps, identity=identity, groups=groups, tables=tables
+        grads, layers, norms, eps=eps, identity=identity, groups=groups, tables=tables, steps=steps
     )
     for launch in launches:
-        launch.run()
+        steps.launch(launch)
     parts = zip(dweights, drows[::2], drows[1::2], layers, strict=True)
     return [
-        (dweight, shared_sum(dalpha, alpha), shared_sum(dbeta, beta))
+        (dweight, steps.do(shared_sum, dalpha, alpha), steps.do(shared_sum, dbeta, beta))
         for dweight, dalpha, dbeta, (_, alpha, beta) in parts
     ]
 
 
-def _dense_layer(layer: Layer) -> Layer:
+def _dense_layer(layer: Layer, steps: Plan) -> Layer:
     weight, alpha, beta = layer
-    return dense(weight), alpha.contiguous(), beta.contiguous()
+    return steps.do(dense, weight), steps.do(Tensor.contiguous, alpha), steps.do(Tensor.contiguous, beta)
 
 
 def _two_layouts(weight: Tensor) -> bool:

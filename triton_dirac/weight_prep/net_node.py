@@ -25,10 +25,10 @@ def trained_and_frozen(layers: Sequence[Layer]) -> tuple[list[int], list[int]]:
 
 def prepare_trained_apart(
     layers: Sequence[Layer],
-    others: list[Other],
+    others: Sequence[Other],
     trained: list[int],
     frozen: list[int],
-    prepare: Callable[[Sequence[Layer], list[Other], bool], Sequence[Tensor]],
+    prepare: Callable[[Sequence[Layer], Sequence[Other], bool], Sequence[Tensor]],
 ) -> Sequence[Tensor]:
     """The filters of all layers by ``prepare(layers, their others, whether they are trained)``, in two calls at most.
 
@@ -46,7 +46,7 @@ def prepare_trained_apart(
 
 
 class Kept:
-    """A layer's tensors for a backward that may run more than once.
+    """Layers' tensors in a row for a backward that may run more than once.
 
     A node for all layers takes part in every backward that reaches one of them, and reentrant checkpointing runs one
     for each part of the net; what ``save_for_backward`` keeps is freed after the first. These live as long as the
@@ -54,18 +54,26 @@ class Kept:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tuple(tensors)
-        self._versions = self._current()
+        self._tensors = tensors
+        self._versions = versions(tensors)
 
-    def unchanged(self) -> tuple[Tensor, ...]:
-        """The tensors; RuntimeError if one was written to since."""
-        if self._versions != self._current():
-            shape = tuple(self.tensors[0].shape)
-            raise RuntimeError(
-                f"the weight of shape {shape}, its alpha or its beta, needed for gradient computation, has been "
-                "modified by an inplace operation between forward and backward"
-            )
-        return self.tensors
+    def unchanged(self, needed: Sequence[bool]) -> Sequence[Tensor]:
+        """The tensors; RuntimeError if one that is needed was written to since."""
+        now = versions(self._tensors)
+        if now != self._versions:
+            for index, wanted in enumerate(needed):
+                if wanted and now[index] != self._versions[index]:
+                    name, shape = ("weight", "alpha", "beta")[index % 3], tuple(self._tensors[index].shape)
+                    raise RuntimeError(
+                        f"the {name} of shape {shape}, needed for gradient computation, has been modified by an "
+                        "inplace operation between forward and backward"
+                    )
+        return self._tensors
 
-    def _current(self) -> list[int]:
-        return [0 if tensor.is_inference() else tensor._version for tensor in self.tensors]
+
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    """What tells whether a tensor was written to. Those made in inference mode have none: 0."""
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]

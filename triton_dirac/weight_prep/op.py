@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from triton_dirac.runtime.tracing import is_observed, is_plain
 from triton_dirac.weight_prep import single as kernels
 from triton_dirac.weight_prep import torch_backend
 from triton_dirac.weight_prep.multi import weight_prep_multi, weight_prep_multi_backward
-from triton_dirac.weight_prep.net_node import Kept, Layer, layers_of, prepare_trained_apart, trained_and_frozen
+from triton_dirac.weight_prep.net_node import Kept, Layer, layers_of, prepare_trained_apart
 
 
 def plan_prep(steps: Plan, weight, alpha, beta, eps, identity, dtype, channels_last, groups) -> tuple[Tensor, Tensor]:
@@ -96,58 +98,91 @@ def weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups
     return _WeightPrep.apply(*arguments)[0]
 
 
+class Net(NamedTuple):
+    """How all layers of a network are prepared. ``alpha_apart``: whether the identity's term, which is not in the
+    filters then, is added by someone who leaves alpha's gradient to this (it is in that of the filters)."""
+
+    eps: float
+    identity: bool
+    dtype: torch.dtype | None
+    channels_last: bool | None
+    groups: tuple[int, ...]
+    alpha_apart: bool = False
+
+
+def _plan_preps(steps: Plan, *arguments) -> list[Tensor]:
+    """(filters of each layer, norms) from all layers' tensors in a row."""
+    *tensors, net = arguments
+    options = {"eps": net.eps, "identity": net.identity, "dtype": net.dtype, "channels_last": net.channels_last}
+    outputs, norms = weight_prep_multi(layers_of(tensors), groups=net.groups, steps=steps, **options)
+    return [*outputs, norms]
+
+
+def _plan_preps_backward(steps: Plan, *arguments) -> list[Tensor | None]:
+    """The gradients of all layers' tensors in a row, from all filters' (None for those that got none)."""
+    norms, *tensors, dtypes, _, net = arguments
+    grads, layers = tensors[: len(dtypes)], layers_of(tensors[len(dtypes) :])
+    present = [
+        steps.do(partial(torch.zeros_like, dtype=dtype), layer[0]) if grad is None else grad
+        for grad, layer, dtype in zip(grads, layers, dtypes, strict=True)
+    ]
+    identity = net.identity or net.alpha_apart
+    found = weight_prep_multi_backward(
+        present, layers, norms, eps=net.eps, identity=identity, groups=net.groups, steps=steps
+    )
+    return _of_those_present(grads, found)
+
+
+def _of_those_present(grads: Sequence[Tensor | None], gradients: Sequence[Sequence[Tensor]]) -> list[Tensor | None]:
+    found = [(None,) * 3 if grad is None else three for grad, three in zip(grads, gradients, strict=True)]
+    return [gradient for three in found for gradient in three]
+
+
+_preps, _preps_backward = Planned(_plan_preps), Planned(_plan_preps_backward)
+
+
 class _WeightPreps(torch.autograd.Function):
     """All layers of a network: one launch forward, one backward. tensors: weight, alpha, beta of each in turn."""
 
     @staticmethod
-    def forward(ctx, eps, identity, dtype, channels_last, groups, *tensors):
-        layers = layers_of(tensors)
-        outputs, ctx.norms = weight_prep_multi(
-            layers, eps=eps, identity=identity, dtype=dtype, channels_last=channels_last, groups=groups
-        )
-        ctx.eps, ctx.identity, ctx.groups = eps, identity, groups
-        ctx.dtypes = [output.dtype for output in outputs]
-        ctx.kept = [Kept(layer) for layer in layers]
+    def forward(ctx, net, *tensors):
+        *outputs, ctx.norms = _preps(tensors, (net,))
+        ctx.net, ctx.dtypes = net, tuple([output.dtype for output in outputs])
+        ctx.kept = Kept(tensors)
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *grads):
-        layers = [
-            kept.tensors if grad is None else kept.unchanged() for grad, kept in zip(grads, ctx.kept, strict=True)
+        present = tuple([grad is not None for grad in grads])
+        net, tensors = ctx.net, ctx.kept.unchanged([wanted for wanted in present for _ in range(3)])
+        if not torch.is_grad_enabled():
+            return None, *_preps_backward((ctx.norms, *grads, *tensors), (ctx.dtypes, present, net))
+        # gradients of gradients: layer by layer, in operations torch differentiates
+        identity = net.identity or net.alpha_apart
+        gradients = [
+            (None,) * 3 if grad is None else backward_twin(grad, *layer, None, net.eps, identity, group)
+            for grad, layer, group in zip(grads, layers_of(tensors), net.groups, strict=True)
         ]
-        unused = [grad is None for grad in grads]
-        grads = [
-            torch.zeros(layer[0].shape, dtype=dtype, device=layer[0].device) if grad is None else grad
-            for grad, layer, dtype in zip(grads, layers, ctx.dtypes, strict=True)
-        ]
-        if torch.is_grad_enabled():  # gradients of gradients: layer by layer, in operations torch differentiates
-            gradients = [
-                backward_twin(grad, *layer, None, ctx.eps, ctx.identity, group)
-                for grad, layer, group in zip(grads, layers, ctx.groups, strict=True)
-            ]
-        else:
-            gradients = weight_prep_multi_backward(
-                grads, layers, ctx.norms, eps=ctx.eps, identity=ctx.identity, groups=ctx.groups
-            )
-        found = [(None,) * 3 if absent else layer for absent, layer in zip(unused, gradients, strict=True)]
-        return None, None, None, None, None, *(gradient for layer in found for gradient in layer)
+        return None, *_of_those_present(grads, gradients)
+
+
+_apply = super(torch.autograd.Function, _WeightPreps).apply  # type: ignore[misc]  # see ``register.entry``
 
 
 def may_batch(layers: Sequence[tuple[Tensor, ...]]) -> bool:
     """Whether one launch may prepare all layers: addresses in a table mean nothing to a tracer."""
-    return not torch.compiler.is_compiling() and is_plain(*(tensor for layer in layers for tensor in layer))
+    return not is_observed() and is_plain(*(tensor for layer in layers for tensor in layer))
 
 
-def weight_preps(layers: Sequence[Layer], eps, identity, dtype, channels_last, groups) -> list[Tensor]:
-    """Prepared weights of all layers; ``channels_last`` None keeps each weight's layout."""
+def weight_preps(layers: Sequence[Layer], net: Net, trained: list[int], frozen: list[int]) -> Sequence[Tensor]:
+    """Prepared weights of all layers, of which some are ``trained``, the others ``frozen`` (indices)."""
 
-    def prepare(some: Sequence[Layer], their: list[int], trained: bool) -> Sequence[Tensor]:
+    def prepare(some: Sequence[Layer], their: Sequence[int], trained: bool) -> Sequence[Tensor]:
+        tensors = [tensor for layer in some for tensor in layer]
+        own = net if their is net.groups else net._replace(groups=tuple(their))
         if trained:
-            tensors = (tensor for layer in some for tensor in layer)
-            return _WeightPreps.apply(eps, identity, dtype, channels_last, tuple(their), *tensors)
-        return weight_prep_multi(
-            some, eps=eps, identity=identity, dtype=dtype, channels_last=channels_last, groups=their
-        )[0]
+            return _apply(own, *tensors)
+        return _preps(tensors, (own,))[:-1] if tensors else []  # type: ignore[return-value]
 
-    return list(prepare_trained_apart(layers, groups, *trained_and_frozen(layers), prepare))
+    return prepare_trained_apart(layers, net.groups, trained, frozen, prepare)
