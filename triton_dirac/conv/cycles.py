@@ -1,12 +1,12 @@
 """Clocks of a launch by tile arithmetic, as both tile tables estimate them. An ordering of configs, not a prediction.
 
-A unit (streaming multiprocessor or compute unit) runs its programs in waves of as many as shared memory and registers
-hold. A step of a wave takes as long as its matrix multiply-adds, its traffic with shared memory or with L2, and what
-does not overlap with them; but no less than a load's latency spread over the stages in flight. A wave also fills its
-pipeline and stores its tiles.
+A unit (streaming multiprocessor or compute unit) holds as many programs at once as its shared memory and registers
+allow: a wave. A step of a wave takes as long as its matrix multiply-adds, its traffic with shared memory or with L2,
+and what does not overlap with them; but no less than a load's latency spread over the stages in flight. Each wave
+fills its pipeline, the persistent kernel once, and stores its tiles.
 
-The constants are fitted to 866 times of 16 layers on an H200 (Triton 3.6, bfloat16). Over the configs measured there
-the default takes 1.09 (fprop), 1.04 (dgrad) and 1.12 (wgrad) times the best one's time, in the geometric mean.
+The constants are fitted to 1,780 times of 16 layers on an H200 (Triton 3.6, bfloat16). Of about 30 configs measured a
+layer the default took 1.02 (fprop), 1.03 (dgrad) and 1.06 (wgrad) times as long as the best, in the geometric mean.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from triton_dirac.conv.config import Config
 from triton_dirac.runtime.targets import Target
 
 # Per unit and clock: dense 16-bit multiply-adds (datasheets of A100, H100, B200, MI300X), bytes from L2 (fitted for the
-# H200, the others in the proportion of their bandwidths).
-_RATES = {"cuda:80": (1024, 60), "cuda:90": (2048, 73), "cuda:100": (4096, 73), "hip": (1024, 50)}
-_SHARED_BYTES = 180  # per clock, read and written: 128 each way, which overlap in part
-_LATENCY = 1065
+# H200, for the others in the proportion of their bandwidths).
+_RATES = {"cuda:80": (1024, 60), "cuda:90": (2048, 75), "cuda:100": (4096, 75), "hip": (1024, 50)}
+_SHARED_BYTES = 160  # per clock, read and written: 128 each way, which overlap in part
+_LATENCY = 1300
 _FILL, _STORE = 3200, 0.1  # clocks of a wave, and of each element of its tiles
 _REGISTERS = 65536  # of a unit; a thread holds its accumulators and about 90 more
-STEP = {"tile": 80, "persistent": 80, "batch": 170, "gather": 190}  # a barrier, and address and mask arithmetic
+STEP = {"tile": 40, "persistent": 40, "batch": 140, "gather": 160}  # a barrier, and address and mask arithmetic
 
 
 def shared_bytes(config: Config, itemsize: int, target: Target) -> int:
@@ -49,10 +49,16 @@ def estimated_cycles(
     m, n, k = config.block_m, config.columns, config.block_k
     matrix = m * n * k / (multiply_adds * 2 / itemsize)
     loaded = (m + n) * k * itemsize
-    read = (m / 64 * n + m) * k * itemsize  # the columns once for each 64 rows, which a matrix instruction has
-    work = max(matrix, (loaded + read) / _SHARED_BYTES, loaded / l2_bytes)
-    most = -(-programs // target.units)  # programs of the unit that has most
-    together = max(1, min(residents(config, itemsize, target), most))
-    one = together * work + (STEP[config.loader] if step is None else step)
-    wave = steps * max(one, _LATENCY / max(1, config.num_stages - 1)) + _FILL + together * _STORE * m * n
-    return -(-most // together) * wave
+    read = m / 64 * n + m * (2 if config.extra_n else 1)  # of a row of the sum, by each instruction of 64 rows
+    work = max(matrix, (loaded + read * k * itemsize) / _SHARED_BYTES, loaded / l2_bytes)
+    beside = STEP[config.loader] if step is None else step
+    fill, once = (0, _FILL) if config.loader == "persistent" else (_FILL, 0)
+
+    def wave(together: int) -> float:
+        """Clocks of a unit's wave of so many programs."""
+        one_step = max(together * work + beside, _LATENCY / max(1, config.num_stages - 1))
+        return steps * one_step + fill + together * _STORE * m * n
+
+    together = max(1, min(residents(config, itemsize, target), -(-programs // target.units)))
+    waves, rest = divmod(programs, together * target.units)
+    return waves * wave(together) + (wave(-(-rest // target.units)) if rest else 0) + once

@@ -147,5 +147,5 @@ def tile_gemm(
     target += (image.to(tl.int64) * P * Q + place) * (K * GROUPS)
     pixel = n * (P * Q)
     if EXTRA_N:  # first, so that its registers are free while the larger part passes through shared memory
-        store(extra, pixel, row_ok, extra_column, group, target, bias, K, GROUPS, BIAS, RELU, K < COLUMNS)
-    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, RELU, K < COLUMNS)
+        store(extra, pixel, row_ok, extra_column, group, target, bias, K, GROUPS, BIAS, RELU)
+    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, RELU)

@@ -291,4 +291,4 @@ def gather_gemm(
         target += (tile_m * BLOCK_M).to(tl.int64) * (K * GROUPS)
         pixel = tl.arange(0, BLOCK_M)
         row_ok = tile_m * BLOCK_M + pixel < N * P * Q
-    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, RELU, K < BLOCK_N)
+    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, RELU)

@@ -208,9 +208,9 @@ def identity(
 @triton.jit
 def store(
     acc, pixel, row_ok, column, group, target, bias,
-    K: tl.constexpr, GROUPS: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, SURPLUS: tl.constexpr,
+    K: tl.constexpr, GROUPS: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """target[pixel, column] = relu?(acc + bias[column]); ``pixel`` counts from ``target``. SURPLUS: columns may pass K.
+    """target[pixel, column] = relu?(acc + bias[column]); ``pixel`` counts from ``target``.
 
     The bias comes last: with the identity first, each thread never holds alpha and bias of all its columns at once.
     """
@@ -222,5 +222,5 @@ def store(
     tl.store(
         target + pixel[:, None] * (K * GROUPS) + channel[None, :],
         acc.to(target.dtype.element_ty),
-        mask=row_ok[:, None] & (column < K)[None, :] if SURPLUS else row_ok[:, None],
+        mask=row_ok[:, None] & (column < K)[None, :],
     )
