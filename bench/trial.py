@@ -132,19 +132,30 @@ class Trial:
         self._look("clocks_after")
         found: dict[str, Samples | Exception | str] = {**outcomes}
         rival, suspects = second_look.suspects(outcomes, able)
-        for contender in suspects:
-            name = contender.name
-            seen = second_look.look(name, rival, outcomes, calls, self._errors_again, self.machine.sample)
-            if isinstance(seen.outcome, Exception):
-                self.machine.require_device(name, seen.outcome)
-            if isinstance(seen.outcome, str):
-                self._keep(contender, seen.errors, "gpu", self.row.subject.sizes)
-            found[name] = seen.outcome
-            self._info[name] = {"times_as_fast_as_cudnn": seen.ratios}
+        if not suspects:
+            return found
+        by_name = {contender.name: contender for contender in suspects}
+        seen = second_look.look([*by_name], rival, outcomes, calls, self._check_again, self.machine.sample)
+        for name, again in seen.items():
+            if isinstance(again.outcome, Exception):
+                self.machine.require_device(name, again.outcome)
+            self._keep(by_name[name], again.errors, "gpu", self.row.subject.sizes)
+            self._info[name] = {"times_as_fast_as_cudnn": again.ratios}
+            found[name] = again.outcome
         return found
 
-    def _errors_again(self, call: Call) -> list[Error]:
-        return Checker(self.row.suite, self._work).errors(call())
+    def _check_again(self, calls: Mapping[str, Call]) -> dict[str, list[Error] | Exception]:
+        try:
+            checker = Checker(self.row.suite, self._work)
+        except Exception as error:
+            return dict.fromkeys(calls, error)
+        found: dict[str, list[Error] | Exception] = {}
+        for name, call in calls.items():
+            try:
+                found[name] = checker.errors(call())
+            except Exception as error:
+                found[name] = error
+        return found
 
     def _look(self, when: str) -> None:
         if self.machine.watch and (state := self.machine.watch.state()):
