@@ -57,19 +57,19 @@ class Trial:
 
     def _is_able(self, contender: Contender) -> bool:
         """Whether it can be timed here; else it is checked, if that can be, and left out."""
-        try:
-            self.entries["counted"] += counting.of_plans(self.row, contender)
-        except Exception as error:
-            self._leave_out(contender, error)
-            return False
         if contender.name in self._faulted:
             self._leave_out(contender, f"lost the GPU: {self._faulted[contender.name]}", failed=True)
             return False
-        stopped = obstacle(self.machine.device, self.row, contender, self.machine.compile_all)
-        if stopped is None:
-            return True
-        failure = self._check_on_crop(contender) if stopped.executable else None
-        self._leave_out(contender, failure or stopped.reason)
+        try:
+            self.entries["counted"] += counting.of_plans(self.row, contender)
+            stopped = obstacle(self.machine.device, self.row, contender, self.machine.compile_all)
+            if stopped is None:
+                return True
+            failure = self._check_on_crop(contender) if stopped.executable else None
+        except Exception as error:
+            self._leave_out(contender, error)
+        else:
+            self._leave_out(contender, failure or stopped.reason)
         return False
 
     # --- right or wrong ---------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class Trial:
                 calls[contender.name] = call
         return calls
 
-    def _check_on_crop(self, contender: Contender) -> str | Exception | None:
+    def _check_on_crop(self, contender: Contender) -> str | None:
         """What failed or why it could not be checked, or None. Equal crops are executed and recorded once."""
         row = replace(self.row, subject=self.row.subject.cropped())
         problem = row.subject.problem
@@ -111,12 +111,9 @@ class Trial:
             return f"no GPU, and no check of the {problem.C}-channel crop for Triton's interpreter: {lacking}"
         key = (row.suite.name, problem, row.dtype, row.direction, contender.name)
         if key not in self.machine.crops:
-            try:
-                with float32_products(row.dtype):
-                    work = row.work(self.machine.device)
-                    errors = Checker(row.suite, work).errors(contender.build(work)())
-            except Exception as error:
-                return error
+            with float32_products(row.dtype):
+                work = row.work(self.machine.device)
+                errors = Checker(row.suite, work).errors(contender.build(work)())
             executed_by = "interpreter" if contender.engine == "triton" else "cpu"
             self._keep(contender, errors, executed_by, row.subject.sizes)
             self.machine.crops[key] = failures(errors)
