@@ -27,6 +27,7 @@ def compiled(function: Any, **options: Any) -> Callable[..., Any]:
         function.__defaults__,
         function.__closure__,
     )
+    own.__kwdefaults__ = function.__kwdefaults__
     return torch.compile(own, fullgraph=True, **options)
 
 

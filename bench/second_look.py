@@ -17,7 +17,7 @@ class SecondLook:
     """``outcome``: the slower of two times, or what is wrong; ``ratios``: times as fast as cuDNN, both times."""
 
     outcome: Samples | Exception | str
-    errors: list[Error]  # of the second check
+    errors: list[Error]  # of a second check that failed
     ratios: list[float]
 
 
@@ -39,28 +39,30 @@ def suspects(outcomes: Outcomes, contenders: Sequence[Contender]) -> tuple[str, 
 
 
 def look(
-    name: str,
+    names: Sequence[str],
     rival: str,
     outcomes: Mapping[str, Samples | Exception],
     calls: Mapping[str, Call],
-    errors_of: Callable[[Call], list[Error]],
+    check: Callable[[Mapping[str, Call]], Mapping[str, list[Error] | Exception]],
     sample: Callable[[Mapping[str, Call]], Outcomes],
-) -> SecondLook:
-    """Check ``name`` again, and time it again beside ``rival``."""
-    first, other = outcomes[name], outcomes[rival]
-    assert isinstance(first, Samples)
-    assert isinstance(other, Samples)
-    ratios = [round(other.median / first.median, 3)]
-    try:
-        errors = errors_of(calls[name])
-    except Exception as error:
-        return SecondLook(error, [], ratios)
-    if wrong := failures(errors):
-        return SecondLook(f"{ratios[0]:g} times as fast as {rival}, and checked again it {wrong}", errors, ratios)
-    again = sample({known: calls[known] for known in (name, rival)})
-    second, beside = again[name], again[rival]
-    if not isinstance(second, Samples):
-        return SecondLook(second, errors, ratios)
-    if isinstance(beside, Samples):
-        ratios.append(round(beside.median / second.median, 3))
-    return SecondLook(max(first, second, key=lambda samples: samples.median), errors, ratios)
+) -> dict[str, SecondLook]:
+    """Check all of ``names`` again, and time those that are right again, together with ``rival``."""
+    first = {name: found for name, found in outcomes.items() if isinstance(found, Samples)}
+    ratios = {name: [round(first[rival].median / first[name].median, 3)] for name in names}
+    found: dict[str, SecondLook] = {}
+    for name, errors in check({name: calls[name] for name in names}).items():
+        if isinstance(errors, Exception):
+            found[name] = SecondLook(errors, [], ratios[name])
+        elif wrong := failures(errors):
+            said = f"{ratios[name][0]:g} times as fast as {rival}, and checked again it {wrong}"
+            found[name] = SecondLook(said, errors, ratios[name])
+    right = [name for name in names if name not in found]
+    again = sample({name: calls[name] for name in (rival, *right)}) if right else {}
+    for name in right:
+        second, beside = again[name], again[rival]
+        if isinstance(second, Samples) and isinstance(beside, Samples):
+            ratios[name].append(round(beside.median / second.median, 3))
+        if isinstance(second, Samples):
+            second = max(first[name], second, key=lambda samples: samples.median)
+        found[name] = SecondLook(second, [], ratios[name])
+    return found

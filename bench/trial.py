@@ -58,19 +58,19 @@ class Trial:
 
     def _is_able(self, contender: Contender) -> bool:
         """Whether it can be timed here; else it is checked, if that can be, and left out."""
-        try:
-            self.entries["counted"] += counting.of_plans(self.row, contender)
-        except Exception as error:
-            self._leave_out(contender, error)
-            return False
         if contender.name in self._faulted:
             self._leave_out(contender, f"lost the GPU: {self._faulted[contender.name]}", failed=True)
             return False
-        stopped = obstacle(self.machine.device, self.row, contender, self.machine.compile_all)
-        if stopped is None:
-            return True
-        failure = self._check_on_crop(contender) if stopped.executable else None
-        self._leave_out(contender, failure or stopped.reason)
+        try:
+            self.entries["counted"] += counting.of_plans(self.row, contender)
+            stopped = obstacle(self.machine.device, self.row, contender, self.machine.compile_all)
+            if stopped is None:
+                return True
+            failure = self._check_on_crop(contender) if stopped.executable else None
+        except Exception as error:
+            self._leave_out(contender, error)
+        else:
+            self._leave_out(contender, failure or stopped.reason)
         return False
 
     # --- right or wrong ---------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class Trial:
                 calls[contender.name] = call
         return calls
 
-    def _check_on_crop(self, contender: Contender) -> str | Exception | None:
+    def _check_on_crop(self, contender: Contender) -> str | None:
         """What failed or why it could not be checked, or None. Equal crops are executed and recorded once."""
         row = replace(self.row, subject=self.row.subject.cropped())
         problem = row.subject.problem
@@ -112,12 +112,9 @@ class Trial:
             return f"no GPU, and no check of the {problem.C}-channel crop for Triton's interpreter: {lacking}"
         key = (row.suite.name, problem, row.dtype, row.direction, contender.name)
         if key not in self.machine.crops:
-            try:
-                with float32_products(row.dtype):
-                    work = row.work(self.machine.device)
-                    errors = Checker(row.suite, work).errors(contender.build(work)())
-            except Exception as error:
-                return error
+            with float32_products(row.dtype):
+                work = row.work(self.machine.device)
+                errors = Checker(row.suite, work).errors(contender.build(work)())
             executed_by = "interpreter" if contender.engine == "triton" else "cpu"
             self._keep(contender, errors, executed_by, row.subject.sizes)
             self.machine.crops[key] = failures(errors)
@@ -134,19 +131,30 @@ class Trial:
         self._look("clocks_after")
         found: dict[str, Samples | Exception | str] = {**outcomes}
         rival, suspects = second_look.suspects(outcomes, able)
-        for contender in suspects:
-            name = contender.name
-            seen = second_look.look(name, rival, outcomes, calls, self._errors_again, sample)
-            if isinstance(seen.outcome, Exception):
-                self.machine.require_device(name, seen.outcome)
-            if isinstance(seen.outcome, str):
-                self._keep(contender, seen.errors, "gpu", self.row.subject.sizes)
-            found[name] = seen.outcome
-            self._info[name] = {"times_as_fast_as_cudnn": seen.ratios}
+        if not suspects:
+            return found
+        by_name = {contender.name: contender for contender in suspects}
+        seen = second_look.look([*by_name], rival, outcomes, calls, self._check_again, sample)
+        for name, again in seen.items():
+            if isinstance(again.outcome, Exception):
+                self.machine.require_device(name, again.outcome)
+            self._keep(by_name[name], again.errors, "gpu", self.row.subject.sizes)
+            self._info[name] = {"times_as_fast_as_cudnn": again.ratios}
+            found[name] = again.outcome
         return found
 
-    def _errors_again(self, call: Call) -> list[Error]:
-        return Checker(self.row.suite, self._work).errors(call())
+    def _check_again(self, calls: Mapping[str, Call]) -> dict[str, list[Error] | Exception]:
+        try:
+            checker = Checker(self.row.suite, self._work)
+        except Exception as error:
+            return dict.fromkeys(calls, error)
+        found: dict[str, list[Error] | Exception] = {}
+        for name, call in calls.items():
+            try:
+                found[name] = checker.errors(call())
+            except Exception as error:
+                found[name] = error
+        return found
 
     def _look(self, when: str) -> None:
         if self.machine.watch and (state := self.machine.watch.state()):

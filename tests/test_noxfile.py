@@ -121,6 +121,18 @@ def test_two_failed_runs_in_a_row_keep_the_last_results(lab):
     assert (lab.PREVIOUS / "results.json").read_text() == "good"
 
 
+@pytest.mark.parametrize("asked", [("--resume",), ()])
+def test_a_resumed_run_finds_its_journal_and_nothing_else_of_the_last(lab, asked):
+    lab.LATEST.mkdir(parents=True)
+    for name in ("results.journal.jsonl", "results.json"):
+        (lab.LATEST / name).write_text("rows")
+    seen = []
+    session = Session(*asked, **{"benchmark-only": lambda *_: seen.extend(lab.LATEST.iterdir()), "-m": fails})
+    with pytest.raises(Stopped):
+        lab.bench(session)
+    assert [path.name for path in seen] == (["results.journal.jsonl"] if asked else [])
+
+
 def test_the_report_is_made_again_of_what_is_there(lab):
     lab.LATEST.mkdir(parents=True)
     (lab.LATEST / "compile.json").touch()

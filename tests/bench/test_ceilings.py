@@ -80,6 +80,18 @@ def test_ceilings_that_cannot_be_measured_are_a_warning_and_no_more(tmp_path, mo
     assert (resumed.ceilings, resumed.warnings) == (kept.environment["ceilings"], kept.warnings)
 
 
+def test_cudnn_searches_all_its_plans_as_ours_tries_all_its_configs(monkeypatch):
+    switch = torch.backends.cudnn
+    monkeypatch.setattr(switch, "benchmark", False)
+    monkeypatch.setattr(switch, "benchmark_limit", 10)
+    monkeypatch.setattr(environment, "clocks", lambda: None)
+    lab.Lab(Selection(), SimpleNamespace(type="cuda"))
+    assert (switch.benchmark, switch.benchmark_limit) == (True, 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+    assert environment.environment("x", run=lambda command: None)["cudnn_benchmark_limit"] == 0
+
+
 def state(clock, power=650.0):
     return {"sm_mhz": clock, "temperature_c": 60.0, "power_w": power}
 
@@ -143,39 +155,36 @@ def error(passed):
     return Error("output", 3.0, 4.0, 1e-3, passed)
 
 
+FIRST = {"cudnn": samples(100), "triton": samples(50), "other": samples(40), "slow": samples(200)}
+CALLS = {name: name for name in FIRST}
+
+
 @pytest.mark.parametrize("second, kept, ratios", [(80.0, 80.0, [2.0, 1.375]), (40.0, 50.0, [2.0, 2.75])])
 def test_the_slower_of_both_times_is_kept_and_both_ratios_are_said(second, kept, ratios):
     sampled = []
 
     def sample(calls):
         sampled.append(list(calls))
-        return {"triton": samples(second), "cudnn": samples(110)}
+        return {"cudnn": samples(110), "triton": samples(second), "other": ArithmeticError("now")}
 
-    first = {"triton": samples(50), "cudnn": samples(100)}
-    calls = {"triton": "ours", "cudnn": "theirs", "other": "not timed again"}
-    seen = second_look.look("triton", "cudnn", first, calls, lambda call: [error(call == "ours")], sample)
-    assert sampled == [["triton", "cudnn"]]
-    assert seen.outcome.median == pytest.approx(kept * 1e-6)
-    assert seen.ratios == ratios
+    def check(calls):
+        return {name: [error(True)] for name in calls}
 
-
-def test_what_is_wrong_the_second_time_gets_no_time():
-    first = {"triton": samples(50), "cudnn": samples(100)}
-    calls = {"triton": None, "cudnn": None}
-    seen = second_look.look(
-        "triton", "cudnn", first, calls, lambda call: [error(False)], lambda _: pytest.fail("timed")
-    )
-    assert seen.outcome.startswith("2 times as fast as cudnn, and checked again it failed the check against float64")
-    assert [one.passed for one in seen.errors] == [False]
+    seen = second_look.look(["triton", "other"], "cudnn", FIRST, CALLS, check, sample)
+    assert sampled == [["cudnn", "triton", "other"]], "together, and with nobody else"
+    assert seen["triton"].outcome.median == pytest.approx(kept * 1e-6)
+    assert seen["triton"].ratios == ratios
+    assert isinstance(seen["other"].outcome, ArithmeticError)
 
 
-def test_what_raises_the_second_time_is_told():
-    def broken(call):
-        raise ArithmeticError("now")
-
-    first = {"triton": samples(50), "cudnn": samples(100)}
-    seen = second_look.look("triton", "cudnn", first, {"triton": None}, broken, lambda _: {})
-    assert isinstance(seen.outcome, ArithmeticError)
+def test_what_is_wrong_or_raises_the_second_time_gets_no_time():
+    checked = {"triton": [error(False)], "other": ArithmeticError("now")}
+    untimed = lambda _: pytest.fail("timed")  # noqa: E731
+    seen = second_look.look(["triton", "other"], "cudnn", FIRST, CALLS, lambda calls: checked, untimed)
+    said = "2 times as fast as cudnn, and checked again it failed the check against float64"
+    assert seen["triton"].outcome.startswith(said)
+    assert [one.passed for one in seen["triton"].errors] == [False]
+    assert isinstance(seen["other"].outcome, ArithmeticError)
 
 
 # --- a GPU that is lost -------------------------------------------------------------------------------------

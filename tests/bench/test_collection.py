@@ -91,6 +91,14 @@ def test_a_results_file_s_folder_is_made_and_an_old_file_stays_until_there_are_r
     assert old.read_text() == "yesterday's"
 
 
+def test_a_net_without_dirac_layers_has_rows_in_the_suite_of_convolutions_with_a_budget_too():
+    result = pytest_here("--collect-only", "-q", "--benchmark-only", "--nets", "RepVGG-A0", "--budget", "1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = [line for line in result.stdout.splitlines() if "RepVGG-A0" in line]
+    assert rows
+    assert {line.split("::")[0] for line in rows} == {"bench/test_conv.py"}
+
+
 def test_options_that_select_nothing_together_are_an_error():
     """Weights are prepared without products, so nothing is run in TF32; each option by itself is a good one."""
     result = pytest_here("bench/test_weight_prep.py", "--dtypes", "tf32", *SMALL)

@@ -137,26 +137,29 @@ def suites(*more, start=subprocess.run, **options):
 
 
 def test_killed_again_and_again_a_run_comes_to_its_end_and_measures_no_row_twice(tmp_path):
-    """SIGKILL after every few results, then --resume: all rows are there, each once."""
+    """SIGKILL, then SIGTERM, after every few results, then --resume: all rows are there, each once."""
     results = tmp_path / "results.json"
     journal = tmp_path / "results.journal.jsonl"
     arguments = (f"--benchmark-json={results}", "--resume")
     kept = []
-    for _ in range(2):
+    for ending in (signal.SIGKILL, signal.SIGTERM):
         process = suites(*arguments, start=subprocess.Popen, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         passed = 0
         for line in process.stdout:
             passed += "PASSED" in line
             if passed == len(kept) + 3:
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(ending)
                 break
-        process.stdout.close()
-        process.wait()
+        process.communicate()
         assert passed >= len(kept) + 3, "ended before it could be killed"
         found = [entry["name"] for entry in reading.document(journal.read_text())["benchmarks"]]
         assert found[: len(kept)] == kept
         assert len(found) >= passed
-        assert len(json.loads(results.read_text())["benchmarks"]) >= passed
+        document = json.loads(results.read_text())
+        assert len(document["benchmarks"]) >= passed
+        if ending == signal.SIGTERM:  # it ends as after Ctrl-C
+            assert process.returncode == pytest.ExitCode.INTERRUPTED
+            assert "machine_info" in document
         kept = found
     done = suites(*arguments, capture_output=True)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -40,6 +40,10 @@ def breaks(work):
     raise ArithmeticError("no such kernel")
 
 
+def breaks_in_lacks(*_):
+    raise ArithmeticError("no such target")
+
+
 def out_of_memory(work):
     raise torch.OutOfMemoryError("Tried to allocate 20 GiB.\nAnd more.")
 
@@ -179,6 +183,14 @@ def test_one_that_breaks_while_it_is_timed_costs_itself_alone(lab, sampled):
         assert benchmark.rounds == 1
     assert sampled == [["flaky", "torch"]]
     assert [entry["reason"] for entry in lab.results["not_run"]] == ["ArithmeticError: the third time"]
+
+
+def test_one_that_breaks_when_it_is_asked_what_it_lacks_costs_itself_alone(lab, sampled):
+    suite = replace(SUITE, contenders=(Contender("odd", "eager", doubling(), breaks_in_lacks), SUITE.contenders[0]))
+    with pytest.raises(ArithmeticError, match="no such target"):
+        lab.run(Benchmark(), suite, *WHERE, "float32", "forward", "odd")
+    lab.run(Benchmark(), suite, *WHERE, "float32", "forward", "torch")
+    assert sampled == [["torch"]]
 
 
 def test_a_row_without_inputs_is_tried_once_and_recorded_for_everybody(lab, sampled):
@@ -441,5 +453,5 @@ def test_what_is_much_faster_than_cudnn_is_checked_and_timed_again(lab, monkeypa
         lab.run(Benchmark(), suite, *WHERE, "float32", "forward", "triton")
     lab.run(right, suite, *WHERE, "float32", "forward", "right")
     assert right.extra_info["times_as_fast_as_cudnn"] == [1.25, 1.25]
-    assert sampled == [["cudnn", "triton", "right"], ["right", "cudnn"]]
+    assert sampled == [["cudnn", "triton", "right"], ["cudnn", "right"]]
     assert [entry["passed"] for entry in accuracy(lab, "triton")] == [True, False]
