@@ -25,6 +25,14 @@ from threading import Event
 from typing import Any, TypeVar
 
 GRACE = 0.5  # seconds that an idle worker has to leave by itself
+# Ends a worker and the compilers it started, then removes its folder: python -c END PROCESS FOLDER
+END = """
+import contextlib, os, shutil, signal, sys, time
+with contextlib.suppress(ProcessLookupError):
+    os.killpg(int(sys.argv[1]), signal.SIGKILL)
+time.sleep(0.2)
+shutil.rmtree(sys.argv[2], ignore_errors=True)
+"""
 STARTING = 120  # seconds until a process must be ready: it imports torch and Triton
 # How a request may end without the worker's answer, under "ended": the process could not be started, was killed or did
 # not answer in time (which says little about the request), or crashed.
@@ -214,9 +222,9 @@ def _listen(requests: SimpleQueue[str | None], folder: str) -> None:
         requests.put(line)
     requests.put(None)
     time.sleep(GRACE)  # an idle worker is gone by now
-    shutil.rmtree(folder, ignore_errors=True)
-    if os.getpgid(0) == os.getpid():  # with the compilers that it started
-        os.killpg(0, signal.SIGKILL)
+    if os.getpgid(0) == os.getpid():
+        # From outside: what is being compiled writes into the folder, and makes it anew, until it is stopped.
+        subprocess.Popen([sys.executable, "-I", "-c", END, str(os.getpid()), folder], start_new_session=True)
 
 
 def describe(error: BaseException) -> str:
