@@ -1,8 +1,8 @@
 """Do the tests notice a kernel that is wrong by one operator? nox -s mutants [-- OPTIONS]
 
 A mutant is one kernel file, or the tolerance rule, with one change: an operator, a comparison, a constant, a mask, the
-branches of a choice, a branch left out. It is killed if a test fails. Each file has a selection of tests that launch it,
-the most likely to notice first; mutants that live through it are listed, for a person to judge.
+branches of a choice, a branch left out. It is killed if a test fails. Each file has a selection of tests that launch
+it, the most likely to notice first; mutants that live through it are listed, for a person to judge.
 
 mutmut and cosmic-ray put all mutants of a function behind a switch, or mutate what is imported; Triton reads a kernel's
 source from its file, so the file itself has to change. Here that is done in a copy of the project, and each mutant runs
