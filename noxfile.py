@@ -175,3 +175,9 @@ def fuzz(session: nox.Session) -> None:
 def versions(session: nox.Session) -> None:
     """The tests on every supported pair of torch and Triton; arguments choose pairs and tests: tests/versions.py."""
     session.run(sys.executable, "-m", "tests.versions", *session.posargs, external=True)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Whether tests notice kernels that are wrong by one operator; arguments choose files and how many."""
+    session.run(lab(session), "-m", "tests.mutants", *session.posargs, env={"OMP_NUM_THREADS": "1"}, external=True)

@@ -246,3 +246,13 @@ def test_split_form_keeps_small_weights_that_the_materialised_form_loses(backend
 
     errors = {form: (learned(form) - expected).abs().max() for form in ("split", "materialised")}
     assert errors["split"] < errors["materialised"] / 10
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_a_window_without_taps_is_refused(backend):
+    """It has no centre: the backward kernel would read the identity's place in an empty gradient."""
+    weight, vector = torch.ones(4, 2, 0, 2), torch.ones(4)
+    with pytest.raises(ValueError, match=r"weight must have a window of one tap or more, got shape \(4, 2, 0, 2\)"):
+        td.dirac_weight(weight, vector, vector, backend=backend)
+    with pytest.raises(ValueError, match=r"layers\[0\]: weight must have a window of one tap or more"):
+        td.dirac_weights([(weight, vector, vector)], backend=backend)

@@ -250,6 +250,8 @@ def check_dirac_arguments(weight, alpha, beta, eps, groups, ranks) -> None:
     if weight.dim() not in ranks:
         window = "R, S" if ranks == (4,) else "*window"
         raise ValueError(f"weight must have shape (K, C / groups, {window}), got {tuple(weight.shape)}")
+    if 0 in weight.shape[2:]:  # no centre for the identity
+        raise ValueError(f"weight must have a window of one tap or more, got shape {tuple(weight.shape)}")
     if not weight.is_floating_point():
         raise TypeError(f"weight must be floating-point, got {weight.dtype}")
     filters = weight.shape[0]

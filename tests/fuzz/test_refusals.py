@@ -34,7 +34,7 @@ def wrong_tensor(draw, value: torch.Tensor) -> Any:
     makes = [
         lambda t: t[0] if t.dim() == 1 else t.flatten(),
         lambda t: t[None, None],
-        lambda t: torch.cat([t, t, t], dim=0)[: 2 * t.shape[0] + 1] if t.dim() == 1 else t[:, :0],
+        lambda t: torch.cat([t, t, t], dim=0)[: 2 * t.shape[0] + 1] if t.dim() == 1 else t[..., :0],
         lambda t: t.int(),
         lambda t: t.bool(),
         lambda t: t.to(torch.complex64),

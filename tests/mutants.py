@@ -1,0 +1,229 @@
+"""Do the tests notice a kernel that is wrong by one operator? nox -s mutants [-- OPTIONS]
+
+A mutant is one kernel file, or the tolerance rule, with one change: an operator, a comparison, a constant, a mask, the
+branches of a choice, a branch left out. It is killed if a test fails. Each file has a selection of tests that launch
+it, the most likely to notice first; mutants that live through it are listed, for a person to judge.
+
+mutmut and cosmic-ray put all mutants of a function behind a switch, or mutate what is imported; Triton reads a kernel's
+source from its file, so the file itself has to change. Here that is done in a copy of the project, and each mutant runs
+in a fork of a process that has imported torch and Triton already, which is most of what a short run costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+GEMM = (
+    "tests/conv/test_fprop.py", "tests/conv/test_dgrad.py", "tests/fuzz/test_functions.py",
+)  # fmt: skip
+ROWS = ("tests/weight_prep/test_single.py", "tests/fuzz/test_weights.py")
+TESTS = {
+    "triton_dirac/conv/gather.py": GEMM,
+    "triton_dirac/conv/taps.py": GEMM,
+    "triton_dirac/conv/descriptor.py": GEMM,
+    "triton_dirac/conv/wgrad_kernels.py": ("tests/conv/test_wgrad.py", "tests/fuzz/test_functions.py"),
+    "triton_dirac/conv/direct.py": ("tests/conv/test_direct.py", "tests/fuzz/test_functions.py"),
+    "triton_dirac/weight_prep/rows.py": ROWS,
+    "triton_dirac/weight_prep/single.py": ROWS,
+    "triton_dirac/weight_prep/multi.py": ("tests/weight_prep/test_multi.py", "tests/fuzz/test_weights.py"),
+    "triton_dirac/weight_prep/layers.py": ("tests/weight_prep/test_multi.py", "tests/fuzz/test_weights.py"),
+    "tests/tolerance.py": ("tests/test_tolerance.py",),
+}
+GOAL = 0.95
+
+OPERATORS: dict[type, type] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mod,
+    ast.Mod: ast.FloorDiv, ast.LShift: ast.RShift, ast.RShift: ast.LShift, ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+FUNCTIONS = {"minimum": "maximum", "maximum": "minimum", "min": "max", "max": "min"}
+
+
+class Mutant(NamedTuple):
+    file: str
+    line: int
+    before: str
+    after: str
+    source: str  # of the whole file
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.before} -> {self.after}"
+
+
+def mutants(file: str, root: Path = ROOT) -> list[Mutant]:
+    """All of a file: of the functions that Triton compiles, elsewhere of every function."""
+    source = (root / file).read_text()
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    compiled = [f for f in functions if any("triton" in ast.unparse(d) for d in f.decorator_list)]
+    lines = source.splitlines(keepends=True)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line.encode()))
+    raw, found = source.encode(), []
+    for function in compiled or functions:
+        for statement in function.body:
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                continue  # the docstring
+            for node in ast.walk(statement):
+                for place, text in changes(node):
+                    begin = starts[place.lineno - 1] + place.col_offset
+                    end = starts[place.end_lineno - 1] + place.end_col_offset
+                    before = raw[begin:end].decode()
+                    mutated = (raw[:begin] + text.encode() + raw[end:]).decode()
+                    found.append(Mutant(file, place.lineno, before, text, mutated))
+    return list(dict.fromkeys(found))
+
+
+def changes(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
+    """(what is replaced, by which text) for each change of one node."""
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        yield node, _text(ast.BinOp(node.left, OPERATORS[type(node.op)](), node.right))
+    elif isinstance(node, ast.BoolOp):
+        yield node, _text(ast.BoolOp(OPERATORS[type(node.op)](), node.values))
+    elif isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS:
+        yield node, _text(ast.Compare(node.left, [OPERATORS[type(node.ops[0])](), *node.ops[1:]], node.comparators))
+    elif isinstance(node, ast.UnaryOp) and not isinstance(node.operand, ast.Constant):
+        yield node, _text(node.operand)
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        yield node, repr(node.value + 1)
+    elif isinstance(node, ast.IfExp):
+        yield node, _text(ast.IfExp(node.test, node.orelse, node.body))
+    elif isinstance(node, ast.If):
+        yield node.test, f"not ({ast.unparse(node.test)})"
+    elif isinstance(node, ast.AugAssign):
+        yield node, ast.unparse(ast.Assign([node.target], node.value, lineno=node.lineno))  # type: ignore[misc]
+    elif isinstance(node, ast.Call):
+        yield from _call_changes(node)
+
+
+def _call_changes(call: ast.Call) -> Iterator[tuple[ast.expr, str]]:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name in FUNCTIONS:
+        yield call.func, ast.unparse(call.func).replace(name, FUNCTIONS[name])
+    if name == "where":
+        condition, yes, no = call.args
+        yield call, _text(ast.Call(call.func, [condition, no, yes], call.keywords))
+    for keyword in call.keywords:
+        if keyword.arg == "mask":
+            yield keyword.value, "None"
+            if isinstance(keyword.value, ast.BinOp):
+                yield keyword.value, _text(keyword.value.left)
+                yield keyword.value, _text(keyword.value.right)
+
+
+def _text(node: ast.expr) -> str:
+    return f"({ast.unparse(node)})"
+
+
+class Runner:
+    """A copy of the project, and forks of this process that run tests in it."""
+
+    def __init__(self, folder: Path) -> None:
+        files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in files.split():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target)
+        self.folder = folder
+        os.environ["TRITON_INTERPRET"] = "1"
+        sys.dont_write_bytecode = True
+        import hypothesis  # noqa: F401 -- what every fork needs
+        import pytest  # noqa: F401
+        import torch  # noqa: F401
+        import triton.language  # noqa: F401
+
+    def run(self, tests: tuple[str, ...], limit: float) -> tuple[str, float]:
+        """("passed", "killed" or "hangs", seconds)"""
+        begin = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            self._be_child(tests)
+        while time.monotonic() - begin < limit:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return "passed" if status == 0 else "killed", time.monotonic() - begin
+            time.sleep(0.05)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return "hangs", limit
+
+    def _be_child(self, tests: tuple[str, ...]) -> None:
+        code = 3
+        try:
+            import pytest
+
+            with (self.folder / "log").open("w") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+                os.chdir(self.folder)
+                for name in [name for name in sys.modules if name.split(".")[0] in ("triton_dirac", "tests", "bench")]:
+                    del sys.modules[name]
+                sys.path[:] = [str(self.folder), *(p for p in sys.path if p not in ("", str(ROOT)))]
+                code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])
+        finally:
+            os._exit(int(code))
+
+    def try_mutant(self, mutant: Mutant, tests: tuple[str, ...], limit: float) -> tuple[str, float]:
+        target = self.folder / mutant.file
+        original = target.read_text()
+        target.write_text(mutant.source)
+        try:
+            return self.run(tests, limit)
+        finally:
+            target.write_text(original)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("mutants", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every mutant: hours")
+    parser.add_argument("--sample", type=int, default=8, help="mutants of each file (8)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (0)")
+    parser.add_argument("--files", nargs="+", metavar="NAME", default=[""], help="only files whose path holds a NAME")
+    options = parser.parse_args(arguments)
+    chosen = [file for file in TESTS if any(name in file for name in options.files)]
+    if not chosen:
+        parser.error(f"--files {' '.join(options.files)} names none of {', '.join(TESTS)}")
+    counts: dict[str, list[int]] = {}
+    seconds: dict[tuple[str, ...], float] = {}  # that tests take without a change
+    with tempfile.TemporaryDirectory() as folder:
+        runner = Runner(Path(folder))
+        for file in chosen:
+            every = mutants(file, Path(folder))
+            size = len(every) if options.all else min(options.sample, len(every))
+            tests = TESTS[file]
+            if tests not in seconds:
+                outcome, seconds[tests] = runner.run(tests, 3600)
+                if outcome != "passed":
+                    print((Path(folder) / "log").read_text()[-3000:])
+                    parser.exit(2, f"{file}: the tests fail without a change\n")
+            killed = 0
+            for mutant in random.Random(f"{options.seed} {file}").sample(every, size):
+                outcome, took = runner.try_mutant(mutant, tests, 4 * seconds[tests] + 30)
+                killed += outcome != "passed"
+                said = "LIVES " if outcome == "passed" else outcome
+                print(f"{said} {took:5.1f} s  {mutant}", flush=True)
+            counts[file] = [len(every), size, killed]
+    print("| file | mutants | tried | killed |\n|---|---|---|---|")
+    for file, numbers in counts.items():
+        print(f"| {file} | {' | '.join(map(str, numbers))} |")
+    tried, killed = (sum(numbers[i] for numbers in counts.values()) for i in (1, 2))
+    print(f"{killed} of {tried} killed: {killed / tried:.1%}")
+    return int(killed < GOAL * tried)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
