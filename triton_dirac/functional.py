@@ -228,7 +228,7 @@ def conv2d(
     options = _spelled((stride, padding, dilation, groups, activation, precision, backend))
     if HAS_TRITON and (output := conv_op.conv2d_again(tensors, options)) is not None:
         return output
-    if others := checks.stand_ins(checks.CONV, tensors, ("bias", "alpha")):
+    if others := checks.stand_ins(checks.CONV, (input, weight), (bias, alpha)):
         geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         rest: Any = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
         return _hand_over(conv2d, others, input, weight, bias, **geometry, **rest)
@@ -291,7 +291,7 @@ def dirac_conv2d(
     options = _spelled((stride, padding, dilation, groups, form, eps, activation, precision, backend))
     if HAS_TRITON and (output := dirac_op.dirac_conv2d_again(tensors, options)) is not None:
         return output
-    if others := checks.stand_ins(checks.DIRAC, tensors, ("bias",)):
+    if others := checks.stand_ins(checks.DIRAC, (input, weight, alpha, beta), (bias,)):
         geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         rest: Any = {"form": form, "eps": eps, "activation": activation, "precision": precision, "backend": backend}
         return _hand_over(dirac_conv2d, others, *tensors, **geometry, **rest)
