@@ -3,7 +3,7 @@
 Every error names the argument and its value and says what is accepted: TypeError for types and dtypes, ValueError for
 shapes and values.
 
-``stand_ins`` and ``exact_geometry`` come before anything is looked up under a call's arguments: 2, 2.0 and True are
+``stand_ins`` and ``exact_geometry`` come before anything is looked up under arguments as they are: 2, 2.0 and True are
 equal keys, and only the first is a stride. What an earlier call asked for must not decide what this one may.
 """
 
@@ -46,7 +46,7 @@ class Call(NamedTuple):
 
 def stand_ins(names: tuple[str, ...], required: tuple, optional: tuple = ()) -> tuple:
     """What among the arguments is no tensor and takes the whole call instead (``__torch_function__``, as torch.fx's
-    stand-ins). Each call comes through here: ordinary tensors must not cost it a microsecond.
+    stand-ins). Most calls come through here: ordinary tensors must not cost them a microsecond.
 
     Raises:
         TypeError: something is neither, nor None where it is ``optional``; ``names`` are those of both in turn.
