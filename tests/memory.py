@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _device
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -27,6 +28,7 @@ ALLOCATORS = {
 
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch hands out empty is full of NaN, buffers of bytes as well: 0xFF in every byte is a NaN of any width."""
+    _device._device_constructors()  # what ``with torch.device(...)`` concerns: noted once, and as torch's own functions
     for owner, names in ALLOCATORS.items():
         for name in names:
             monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))

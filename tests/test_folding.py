@@ -1,4 +1,4 @@
-"""Folding and its reverse: the same function in torch.nn, through timm's and RepVGG's loops, and in ONNX."""
+"""Folding: the same function in torch.nn, and in ONNX."""
 
 import copy
 import pickle
@@ -9,17 +9,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from triton_dirac.conversion import from_conv
+from tests.folded import DIRAC, NORMS, PLAIN, RELATIVE, SIZES, assert_plain, assert_same, block, kinds, randomised
 from triton_dirac.folding import fold
 from triton_dirac.models import diracnet, diracnet18
 from triton_dirac.models.diracnet import DiracNet
-from triton_dirac.modules import DiracConv1d, DiracConv2d, DiracConv3d
+from triton_dirac.modules import DiracConv2d
 
-DIRAC = {1: DiracConv1d, 2: DiracConv2d, 3: DiracConv3d}
-PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-SIZES = {1: (9,), 2: (9, 8), 3: (5, 6, 7)}
-RELATIVE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 DIMS = pytest.mark.parametrize("dims", [1, 2, 3])
 
 
@@ -29,37 +24,6 @@ def thin_imagenet():
         stem = diracnet18().stem
     stem.conv, stem.bn = nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(8)
     return DiracNet(stem, [8, 16, 16, 24], [4, 4, 4, 4], 10, "auto")
-
-
-def randomised(model):
-    """Every per-channel parameter and statistic as after a training: none is left at 0 or 1."""
-    for module in model.modules():
-        if isinstance(module, tuple(NORMS.values())) and module.running_mean is not None:
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            if module.affine:
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, std=0.2)
-        elif isinstance(module, tuple(DIRAC.values())):
-            nn.init.uniform_(module.alpha, 0.5, 1.2)
-            nn.init.uniform_(module.beta, 0.1, 1)
-    return model.eval()
-
-
-def assert_same(actual, expected, relative=None):
-    error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
-    assert error <= (RELATIVE[expected.dtype] if relative is None else relative), error.item()
-
-
-def kinds(model):
-    return [type(module).__name__ for module in model.modules() if not list(module.children())]
-
-
-def assert_plain(model):
-    assert all(
-        type(module).__module__.startswith("torch.nn") for module in model.modules() if not list(module.children())
-    )
-    assert not [name for name in model.state_dict() if name.endswith(("alpha", "beta", "delta"))]
 
 
 # --- fold -------------------------------------------------------------------------------------------------
@@ -206,10 +170,6 @@ def test_only_a_batch_norm_that_directly_follows_is_folded(forward, left):
     assert "DiracConv2d" not in kinds(folded)
 
 
-def block(*layers):
-    return nn.Sequential(*layers)
-
-
 @pytest.mark.parametrize(
     "make, left",
     [
@@ -219,7 +179,6 @@ def block(*layers):
         (lambda: block(DiracConv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), 1),
         (lambda: block(DiracConv2d(4, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)), 1),
         (lambda: block(block(DiracConv2d(4, 4, 3), nn.BatchNorm2d(4)), nn.ReLU()), 0),
-        (lambda: Attributes(data_dependent, inner=block(DiracConv2d(4, 4, 3), nn.BatchNorm2d(4))), 2),
     ],
 )
 def test_sequential(make, left):
@@ -328,64 +287,6 @@ def test_a_subclass_with_another_constructor_folds():
     assert_same(fold(conv)(image), conv(image))
 
 
-# --- other people's loops ---------------------------------------------------------------------------------
-
-
-def replace_children(model):
-    """timm's reparameterize_model: fuse() gives a child's replacement, else it changes in place."""
-    for name, child in model.named_children():
-        if hasattr(child, "fuse"):
-            setattr(model, name, child.fuse())
-        elif hasattr(child, "reparameterize"):
-            child.reparameterize()
-        replace_children(child)
-    return model
-
-
-def call_on_every_module(method):
-    """RepVGG's repvgg_model_convert (switch_to_deploy), MobileOne's reparameterize_model (reparameterize)."""
-
-    def convert(model):
-        for module in model.modules():
-            if hasattr(module, method):
-                getattr(module, method)()
-        return model
-
-    return convert
-
-
-@pytest.mark.parametrize(
-    "convert",
-    [replace_children, call_on_every_module("switch_to_deploy"), call_on_every_module("reparameterize")],
-    ids=["timm", "RepVGG", "MobileOne"],
-)
-@pytest.mark.parametrize("training", [False, True])
-def test_reparameterisation_loops(convert, training):
-    net = randomised(diracnet(10, 1)).train(training)
-    converted = convert(copy.deepcopy(net))
-    assert "DiracConv2d" not in kinds(converted)
-    assert kinds(converted).count("BatchNorm2d") == kinds(net).count("BatchNorm2d")
-    assert_plain(converted)
-    image = torch.randn(2, 3, 32, 32)
-    assert_same(converted(image), net(image))
-    twin = convert(diracnet(10, 1))
-    twin.load_state_dict(converted.state_dict(), strict=True)
-
-
-@DIMS
-def test_fuse_leaves_the_module_alone(dims):
-    module = DIRAC[dims](4, 6, 3, 1, stride=2, padding_mode="replicate")
-    image = torch.randn(2, 4, *SIZES[dims])
-    fused = module.fuse()
-    assert type(fused) is PLAIN[dims]
-    assert type(module) is DIRAC[dims]
-    assert_same(fused(image), module(image))
-    assert fused.weight.requires_grad
-    assert fused.bias is not module.bias
-    assert repr(fused) == repr(PLAIN[dims](4, 6, 3, 2, 1, padding_mode="replicate"))
-    assert vars(fused).keys() == vars(PLAIN[dims](4, 6, 3)).keys()
-
-
 # --- ONNX -------------------------------------------------------------------------------------------------
 
 
@@ -399,145 +300,3 @@ def test_a_folded_net_in_onnxruntime(tmp_path):
     for images in (image, image[:1]):
         (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         assert_same(torch.from_numpy(output), net(images))
-
-
-# --- from_conv --------------------------------------------------------------------------------------------
-
-CONVOLUTIONS = [
-    ((4, 6), {}),
-    ((6, 4), {"stride": 2, "padding": 1, "bias": False}),
-    ((4, 6), {"groups": 2, "padding": "same", "dilation": 2}),
-    ((6, 4), {"padding": 2, "padding_mode": "reflect"}),
-]
-
-
-@pytest.mark.parametrize("dtype", RELATIVE, ids=str)
-@pytest.mark.parametrize("channels, options", CONVOLUTIONS, ids=str)
-@DIMS
-def test_from_conv(dims, channels, options, dtype):
-    conv = PLAIN[dims](*channels, 3, **options, dtype=dtype)
-    layer = from_conv(conv)
-    assert type(layer) is DIRAC[dims]
-    scale = conv.weight.abs().max().double()
-    error = (layer.effective_weight().double() - conv.weight.double()).abs().max()
-    assert error <= 2 * torch.finfo(dtype).eps * scale
-    image = torch.randn(2, channels[0], *SIZES[dims]).to(dtype)
-    assert_same(layer(image), conv(image))
-    if dtype in (torch.float32, torch.float64):
-        assert_same(fold(layer.eval())(image), conv(image))
-
-
-def test_from_conv_takes_everything_over():
-    conv = nn.Conv2d(4, 6, (3, 5), padding=(1, 2)).to(memory_format=torch.channels_last).eval()
-    conv.bias.requires_grad_(False)
-    layer = from_conv(conv, form="materialised", backend="torch")
-    assert layer.weight.stride() == conv.weight.stride()
-    assert (layer.form, layer.backend, layer.training) == ("materialised", "torch", False)
-    assert [p.requires_grad for p in (layer.weight, layer.alpha, layer.beta, layer.bias)] == [
-        True,
-        True,
-        True,
-        False,
-    ]
-    assert torch.equal(layer.alpha[:4], conv.weight[range(4), range(4), 1, 2])
-    before = conv.bias.clone()
-    layer.bias.fill_(0)
-    assert torch.equal(conv.bias, before)
-
-
-def test_from_conv_of_filters_that_are_zero_or_the_identity():
-    """Nothing is left for W there; it must still be able to learn, through beta."""
-    conv = nn.Conv2d(4, 6, 3, padding=1)
-    with torch.no_grad():
-        nn.init.dirac_(conv.weight)
-        conv.weight[1] = 0
-        conv.weight[2] *= 0.25
-    layer = from_conv(conv)
-    assert torch.equal(layer.effective_weight(), conv.weight)
-    assert torch.equal(layer.beta, torch.zeros(6))
-    layer(torch.randn(2, 4, 8, 8)).square().sum().backward()
-    assert layer.beta.grad.abs().min() > 0
-
-
-def test_from_conv_of_tiny_filters():
-    """Norms of 1e-14 are under dirac_weight's eps."""
-    conv = nn.Conv2d(4, 6, 3, bias=False)
-    with torch.no_grad():
-        conv.weight *= 1e-14
-    image = torch.randn(2, 4, 8, 8)
-    assert_same(from_conv(conv)(image), conv(image))
-
-
-def test_from_conv_of_a_depthwise_point():
-    conv = nn.Conv2d(4, 4, 1, groups=4)
-    image = torch.randn(2, 4, 8, 8)
-    assert_same(from_conv(conv)(image), conv(image))
-
-
-def test_fine_tuning_starts_where_the_convolution_ended():
-    conv = nn.Conv2d(4, 4, 3, padding=1)
-    layer = from_conv(conv)
-    image, upstream = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    conv(image).backward(upstream)
-    layer(image).backward(upstream)
-    assert_same(layer.alpha.grad, conv.weight.grad[range(4), range(4), 1, 1])
-    assert_same(layer.bias.grad, conv.bias.grad)
-    assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
-
-
-class Standardised(nn.Conv2d):
-    def forward(self, input):
-        return self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
-
-
-def hooked():
-    conv = nn.Conv2d(4, 4, 3)
-    conv.register_forward_hook(lambda module, inputs, output: 2 * output)
-    return conv
-
-
-def filled(value, dtype=torch.float32):
-    conv = nn.Conv2d(4, 4, 3, dtype=dtype)
-    nn.init.constant_(conv.weight, value)
-    return conv
-
-
-@pytest.mark.parametrize(
-    "make, error, message",
-    [
-        (
-            lambda: nn.Linear(4, 4),
-            TypeError,
-            r"conv must be an nn.Conv1d, nn.Conv2d or nn.Conv3d, got Linear",
-        ),
-        (lambda: nn.ConvTranspose2d(4, 4, 3), TypeError, "got ConvTranspose2d"),
-        (
-            lambda: Standardised(4, 4, 3),
-            TypeError,
-            "must compute what nn.Conv2d does, but Standardised overrides",
-        ),
-        (
-            lambda: DiracConv2d(4, 4, 3),
-            TypeError,
-            "must compute what nn.Conv2d does, but DiracConv2d overrides",
-        ),
-        (
-            lambda: nn.LazyConv2d(4, 3),
-            ValueError,
-            "conv must have its sizes, but this LazyConv2d has not run yet",
-        ),
-        (hooked, ValueError, "conv must have no forward hooks"),
-        (lambda: filled(torch.inf), ValueError, "norms that torch.float32 can hold, got inf"),
-        (lambda: filled(torch.nan), ValueError, "norms that torch.float32 can hold, got nan"),
-        (lambda: filled(6e4, torch.float16), ValueError, "norms that torch.float16 can hold, got 3549"),
-        (
-            lambda: nn.Conv2d(4, 4, 3, dtype=torch.complex64),
-            TypeError,
-            "must be floating-point, got torch.complex64",
-        ),
-        (lambda: None, TypeError, "got NoneType"),
-    ],
-)
-def test_what_from_conv_refuses(make, error, message):
-    with pytest.raises(error, match=message):
-        from_conv(make())

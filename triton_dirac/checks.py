@@ -3,7 +3,7 @@
 Every error names the argument and its value and says what is accepted: TypeError for types and dtypes, ValueError for
 shapes and values.
 
-``stand_ins`` and ``exact_geometry`` come before anything is looked up under a call's arguments: 2, 2.0 and True are
+``stand_ins`` and ``exact_geometry`` come before anything is looked up under arguments as they are: 2, 2.0 and True are
 equal keys, and only the first is a stride. What an earlier call asked for must not decide what this one may.
 """
 
@@ -23,6 +23,7 @@ from triton_dirac.runtime.tracing import is_plain
 
 ACTIVATIONS = (None, "relu")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
+TENSOR_TYPES = (Tensor, torch.nn.Parameter)
 LAYER = ("weight", "alpha", "beta")
 CONV = ("input", "weight", "bias", "alpha")
 DIRAC = ("input", "weight", "alpha", "beta", "bias")
@@ -43,20 +44,33 @@ class Call(NamedTuple):
         return self.problem.stride, self.problem.padding, self.problem.dilation, self.problem.groups
 
 
-def stand_ins(names: tuple[str, ...], tensors: tuple, optional: tuple[str, ...] = ()) -> tuple:
-    """What among ``tensors`` is none and takes the whole call instead (``__torch_function__``, as torch.fx's proxies).
+def stand_ins(names: tuple[str, ...], required: tuple, optional: tuple = ()) -> tuple:
+    """What among the arguments is no tensor and takes the whole call instead (``__torch_function__``, as torch.fx's
+    stand-ins). Most calls come through here: ordinary tensors must not cost them a microsecond.
 
     Raises:
-        TypeError: something is neither, nor None where the argument of that name is ``optional``.
+        TypeError: something is neither, nor None where it is ``optional``; ``names`` are those of both in turn.
     """
-    for name, tensor in zip(names, tensors, strict=True):
-        if isinstance(tensor, Tensor) or (tensor is None and name in optional):
+    for tensor in required:
+        if type(tensor) not in TENSOR_TYPES:
+            return _stand_ins(names, required, optional)
+    for tensor in optional:
+        if tensor is not None and type(tensor) not in TENSOR_TYPES:
+            return _stand_ins(names, required, optional)
+    return ()
+
+
+def _stand_ins(names: tuple[str, ...], required: tuple, optional: tuple) -> tuple:
+    others = []
+    for index, (name, tensor) in enumerate(zip(names, (*required, *optional), strict=True)):
+        may_be_none = index >= len(required)
+        if isinstance(tensor, Tensor) or (tensor is None and may_be_none):
             continue
         if not hasattr(type(tensor), "__torch_function__"):
-            accepted = "a torch.Tensor or None" if name in optional else "a torch.Tensor"
+            accepted = "a torch.Tensor or None" if may_be_none else "a torch.Tensor"
             raise TypeError(f"{name} must be {accepted}, got {_described(tensor)}")
-        return tuple(other for other in tensors if hasattr(type(other), "__torch_function__"))
-    return ()
+        others.append(tensor)
+    return tuple(others)
 
 
 def _described(value: Any) -> str:
@@ -92,11 +106,11 @@ def exact_geometry(
     stride: IntOrPair, padding: IntOrPair | str, dilation: IntOrPair, groups: int
 ) -> tuple[IntOrPair, IntOrPair | str, IntOrPair, int]:
     """The four as plain integers and pairs of them, or padding's word; whether they fit a problem is seen later."""
-    if type(stride) is not int:
+    if not (type(stride) is int or _is_pair(stride)):
         stride = _exact("stride", stride, 1)
-    if type(padding) is not int and not isinstance(padding, str):
+    if not (type(padding) is int or _is_pair(padding) or isinstance(padding, str)):
         padding = _exact("padding", padding, 0)
-    if type(dilation) is not int:
+    if not (type(dilation) is int or _is_pair(dilation)):
         dilation = _exact("dilation", dilation, 1)
     if type(groups) is not int:
         groups = exact_groups(groups)
@@ -149,9 +163,11 @@ def _exact_of_layers(groups: Any) -> int | tuple[int, ...]:
     return numbers  # type: ignore[return-value]
 
 
+def _is_pair(value: Any) -> bool:
+    return type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int
+
+
 def _exact(name: str, value: Any, least: int) -> IntOrPair:
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int:
-        return value
     number = as_index(value)
     if number is not None:
         return number

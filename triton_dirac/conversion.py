@@ -43,7 +43,7 @@ def from_conv(conv: _ConvNd, *, form: str = "split", backend: str = "auto") -> D
         raise TypeError(f"conv must be an nn.Conv1d, nn.Conv2d or nn.Conv3d, got {name}")
     if not _is_plain(conv, dirac.torch_class):
         raise TypeError(f"conv must compute what nn.Conv{dirac.dims}d does, but {name} overrides forward")
-    if isinstance(conv.weight, UninitializedParameter):
+    if isinstance(conv._parameters.get("weight"), UninitializedParameter):
         raise ValueError(f"conv must have its sizes, but this {name} has not run yet")
     if conv._forward_hooks or conv._forward_pre_hooks:
         raise ValueError("conv must have no forward hooks: they may change its function and are not taken over")

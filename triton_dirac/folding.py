@@ -9,57 +9,171 @@ Source: DiracNets, arXiv 1706.00388, and its export notebook.
 
 from __future__ import annotations
 
-import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import nn
-from torch.fx import Graph, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from triton_dirac.fold_evidence import Evidence, Pairs, changed_forwards, copy_of, gather, is_norm
+from triton_dirac.fold_example import ROUGHLY, Check, agreeing, check_of, ordinary, pairs_seen, plainly
 from triton_dirac.modules import _DiracConv
 
-PLAIN_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NOTHING: Any = object()
 
 
-@torch.no_grad()
-def fold(model: nn.Module) -> nn.Module:
+@plainly()
+def fold(model: nn.Module, *, example: Any = NOTHING, norms: bool = True) -> nn.Module:
     """A copy of a module or model in plain torch.nn: Dirac convolutions become ordinary, batch-norms go.
+
+    >>> folded = fold(model.eval(), example=images)
 
     Every Dirac convolution becomes a ``torch.nn`` one, wherever it is. A batch-norm with running statistics
     is folded into the convolution before it, Dirac or ordinary, if the convolution's output is its only input
     and goes nowhere else, at every call; an ``nn.Identity`` keeps its place and its neighbours' names.
 
-    To see what follows what, every module's own forward is traced by torch.fx, the modules it calls opaque:
-    layers in a ``Sequential`` and attributes called one after the other are recognised alike. A batch-norm
-    stays, and computes what it did, where
+    With an ``example``, the model's arguments as its callers give them, fold sees what follows what while the model
+    runs, and compares: the copy's output on the example is the model's, in float64, or what differs is not folded,
+    and if that is a Dirac layer, refused. What other calls do that this one does not, it does not show.
 
-    - it and the convolution are called by different modules,
-    - the forward that calls them cannot be traced (Python that depends on data). Modules inside of that one
-      are looked at all the same, and a ``Sequential`` there is taken to be called as a whole,
-    - a forward hook looks at what lies between them, or the batch-norm's or convolution's class is another.
+    Without one only what can be proved is folded. Every module's own forward is traced by torch.fx and read: what
+    depends on types, on ``is None``, on data or on what an earlier call left behind proves nothing, and
+    batch-norms stay in such forwards, which a warning names. They stay, too, where a forward or a hook reads the
+    weights or statistics, where a hook looks at what lies between, and where conv and norm are called by two modules.
 
     Args:
         model: in evaluation mode; not changed. Dtypes, devices and memory formats are kept.
+        example: a tuple is taken for positional arguments, a dictionary for those by name, anything else for the
+            only argument. Random images do, zeros may hide a difference.
+        norms: False leaves all batch-norms where they are, in any mode: for another's fuser to find (timm's
+            ``reparameterize_model``, ``torch.nn.utils.fusion``), which would take a Dirac layer's W for its filters.
 
     Raises:
         RuntimeError: a module is in training mode, where batch-norm depends on the batch.
-        TypeError, ValueError: a Dirac convolution overrides forward or is parametrised.
+        TypeError, ValueError: a Dirac convolution overrides forward, is parametrised or has tensors made by hooks
+            (pruning, the older weight_norm); something else reads its tensors, which folding would change; or the
+            example's output is not the same twice. The layer is named.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _check_mode(model, norms)
+    layers = [name for name, module in model.named_modules() if isinstance(module, _DiracConv)]
+    _check_layers(model, layers)
+    evidence = gather(copy_of(model))
+    proved = evidence.proved if norms else {}
+    if example is NOTHING:
+        _refuse_what_is_read(evidence, layers)
+        return _fold_proved(model, proved, layers, evidence, warn=norms)
+    example = ordinary(example)
+    seen = pairs_seen(model, example) if norms else {}
+    others = {conv: norm for conv, norm in seen.items() if conv not in proved and evidence.allows(conv, norm)}
+    return _fold_checked(model, proved, others, layers, check_of(model, example, _fold), example)
+
+
+def _check_mode(model: nn.Module, norms: bool) -> None:
     for name, module in model.named_modules():
-        if module.training:
+        if norms and module.training:
             raise RuntimeError(
                 f"fold needs evaluation mode: call model.eval() first ({name or type(module).__name__} is in "
                 "training mode)"
             )
-    norms = _norms_after_convs(model)
-    folded = copy.deepcopy(model)
-    for name, module in list(folded.named_modules()):
-        norm = folded.get_submodule(norms[name]) if name in norms else None
-        if norm is not None or isinstance(module, _DiracConv):
-            _fold_conv(module, norm)  # type: ignore[arg-type]
+
+
+def _check_layers(model: nn.Module, layers: Sequence[str]) -> None:
+    for name in layers:
+        try:
+            model.get_submodule(name)._check_foldable()  # type: ignore[operator]
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}" if name else str(error)) from None
+
+
+# --- with proof, or by example ----------------------------------------------------------------------------
+
+
+def _refuse_what_is_read(evidence: Evidence, layers: Sequence[str]) -> None:
+    for name in layers:
+        if place := evidence.reads.get(name):
+            raise ValueError(
+                f"{name or 'the model'} cannot be folded: {place}, or may, and they would not be a Dirac layer's any "
+                "more. fold(model, example=x) looks at what comes of it"
+            )
+
+
+def _fold_proved(model: nn.Module, pairs: Pairs, layers: Sequence[str], evidence: Evidence, *, warn: bool) -> nn.Module:
+    folded = _fold(copy_of(model), pairs, layers)
+    changed = changed_forwards(copy_of(folded), evidence, [*layers, *pairs, *pairs.values()])
+    if changed:  # forwards that ask what class a layer is, or a batch-norm for its eps: leave them their batch-norms
+        pairs = {conv: norm for conv, norm in pairs.items() if not any(_is_in(conv, owner) for owner in changed)}
+        folded = _fold(copy_of(model), pairs, layers)
+        for owner in changed_forwards(copy_of(folded), evidence, [*layers, *pairs, *pairs.values()]):
+            raise ValueError(
+                f"the forward of {owner or 'the model'} ({type(model.get_submodule(owner)).__name__}) asks its Dirac "
+                "layers for what they are, and computes another thing once they are folded"
+            )
+    if warn:
+        _warn_of_doubts(folded, evidence)
     return folded
+
+
+def _is_in(name: str, owner: str) -> bool:
+    return not owner or name.startswith(f"{owner}.")
+
+
+def _warn_of_doubts(folded: nn.Module, evidence: Evidence) -> None:
+    """One warning for all batch-norms that may have stayed for want of a proof."""
+    left = [name for name, module in folded.named_modules() if is_norm(module)]
+    found = [(name, owner) for owner in evidence.doubts for name in left if _is_in(name, owner)]
+    if found:
+        name, owner = found[0]
+        warnings.warn(
+            f"fold cannot prove what follows what in all of this model, and left batch-norms in it, {name} among them: "
+            f"{evidence.doubts[owner]}. fold(model, example=x) looks at what happens on x, and checks the output",
+            stacklevel=5,
+        )
+
+
+def _fold_checked(
+    model: nn.Module, proved: Pairs, others: Pairs, layers: Sequence[str], check: Check, example: Any
+) -> nn.Module:
+    pairs = proved | others
+    if not check.agrees(pairs, layers):
+        _refuse_what_disagrees(check, layers)
+        pairs = agreeing(check, layers, {}, pairs)
+    if check.dtype is not None and not Check(model, example, _fold, None, ROUGHLY).agrees(pairs, layers):
+        raise ValueError(
+            "the folded model agrees with this one on the example in float64, and in its own dtype it does not: its "
+            "forward depends on the dtype, or its values exceed it"
+        )
+    return _fold(copy_of(model), pairs, layers)
+
+
+def _refuse_what_disagrees(check: Check, layers: Sequence[str]) -> None:
+    """Errors for what no batch-norm is to blame for."""
+    if not check.is_steady():
+        raise ValueError(
+            "example must give the same output twice, and this model's differs from one call to the next: what "
+            "folding does to it cannot be told"
+        )
+    if not check.agrees({}, layers):
+        wrong = [name for name in layers if not check.agrees({}, [name])] or list(layers)
+        raise ValueError(
+            f"{wrong[0] or 'the model'} cannot be folded: on the example the model's output is another then. Something "
+            "reads the layer's tensors, or asks what it is"
+        )
+
+
+# --- folding ----------------------------------------------------------------------------------------------
+
+
+def _fold(model: nn.Module, pairs: Pairs, layers: Sequence[str]) -> nn.Module:
+    """Fold Dirac layers and pairs in place; a layer that is the model itself as well."""
+    for name in {**dict.fromkeys(layers), **pairs}:
+        conv = model.get_submodule(name)
+        norm = model.get_submodule(pairs[name]) if name in pairs else None
+        _fold_conv(conv, norm)  # type: ignore[arg-type]
+    return model
 
 
 def _fold_conv(conv: _ConvNd, norm: _BatchNorm | None) -> None:
@@ -81,61 +195,3 @@ def _fold_conv(conv: _ConvNd, norm: _BatchNorm | None) -> None:
         norm.__dict__ = nn.Identity().eval().__dict__
         norm.__class__ = nn.Identity  # type: ignore[assignment]
     conv.weight = nn.Parameter(weight.to(dtype), requires_grad=trained)
-
-
-# --- which batch-norm follows which convolution -----------------------------------------------------------
-
-
-class _ShallowTracer(Tracer):
-    """Traces one module's own forward; the modules it calls stay single nodes."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _trace(module: nn.Module) -> Graph | None:
-    try:
-        return _ShallowTracer().trace(module)
-    except Exception:  # anything at all may happen when somebody's forward meets a proxy
-        return None
-
-
-def _norms_after_convs(model: nn.Module) -> dict[str, str]:
-    """Names of the convolutions that one batch-norm directly follows, and of that batch-norm."""
-    model = copy.deepcopy(model)  # tracing runs forward, which may leave something behind
-    names = {module: name for name, module in model.named_modules()}
-    followers: dict[nn.Module, set[nn.Module | None]] = {}
-    sources: dict[nn.Module, set[nn.Module | None]] = {}
-    for owner in names:
-        children = list(owner.children())
-        if not children or isinstance(owner, (nn.ModuleList, nn.ModuleDict)):
-            continue
-        graph = _trace(owner)
-        if graph is None:
-            for child in children:
-                followers.setdefault(child, set()).add(None)
-            continue
-        called = {node: owner.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
-        for node, module in called.items():
-            if _is_conv(module):
-                user = next(iter(node.users), None)
-                only = user is not None and len(node.users) == 1 and user.args == (node,)
-                followers.setdefault(module, set()).add(called.get(user) if only else None)  # type: ignore[arg-type]
-            elif _is_norm(module):
-                source = node.args[0] if node.args else None
-                sources.setdefault(module, set()).add(called.get(source))  # type: ignore[arg-type]
-    pairs = {}
-    for conv, found in followers.items():
-        norm = next(iter(found))
-        if len(found) == 1 and norm is not None and sources.get(norm) == {conv}:
-            pairs[names[conv]] = names[norm]
-    return pairs
-
-
-def _is_conv(module: nn.Module) -> bool:
-    return (type(module) in PLAIN_CONVS or isinstance(module, _DiracConv)) and not module._forward_hooks
-
-
-def _is_norm(module: nn.Module) -> bool:
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return type(module) in BATCH_NORMS and module.running_mean is not None and not hooked

@@ -231,13 +231,11 @@ def conv2d(
     options = _spelled((optional, stride, padding, dilation, groups, activation, precision, backend))
     if HAS_TRITON and (output := conv_op.conv2d_again(tensors, options)) is not None:
         return output
-    if others := checks.stand_ins(checks.CONV, tensors, ("bias", "alpha")):
-        geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        rest: Any = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
-        return _hand_over(conv2d, others, input, weight, bias, **geometry, **rest)
+    how: dict[str, Any] = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
+    if others := checks.stand_ins(checks.CONV, (input, weight), (bias, alpha)):
+        return _hand_over(conv2d, others, input, weight, bias, stride, padding, dilation, groups, **how)
     stride, padding, dilation, groups = checks.exact_geometry(stride, padding, dilation, groups)
     args: Any = (bias, stride, padding, dilation, groups)
-    how: dict[str, Any] = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
     if input.dim() == 3:
         return conv2d(input.unsqueeze(0), weight, *args, **how).squeeze(0)
     dtype = autocast_dtype(input)
@@ -294,20 +292,12 @@ def dirac_conv2d(
     options = _spelled((bias is None, stride, padding, dilation, groups, form, eps, activation, precision, backend))
     if HAS_TRITON and (output := dirac_op.dirac_conv2d_again(tensors, options)) is not None:
         return output
-    if others := checks.stand_ins(checks.DIRAC, tensors, ("bias",)):
-        geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        rest: Any = {"form": form, "eps": eps, "activation": activation, "precision": precision, "backend": backend}
-        return _hand_over(dirac_conv2d, others, *tensors, **geometry, **rest)
+    how: Any = {"form": form, "eps": eps, "activation": activation, "precision": precision, "backend": backend}
+    if others := checks.stand_ins(checks.DIRAC, (input, weight, alpha, beta), (bias,)):
+        return _hand_over(dirac_conv2d, others, *tensors, stride, padding, dilation, groups, **how)
     eps = checks.exact_eps(eps)
     stride, padding, dilation, groups = checks.exact_geometry(stride, padding, dilation, groups)
     args = (weight, alpha, beta, bias, stride, padding, dilation, groups)
-    how: dict[str, Any] = {
-        "form": form,
-        "eps": eps,
-        "activation": activation,
-        "precision": precision,
-        "backend": backend,
-    }
     if input.dim() == 3:
         return dirac_conv2d(input.unsqueeze(0), *args, **how).squeeze(0)
     ready = _ready(input, autocast_dtype(input), backend)

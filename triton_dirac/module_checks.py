@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from triton_dirac.checks import as_index, as_indices
 
@@ -89,3 +90,47 @@ def check_image(image: Any, dims: int) -> None:
     if image.dim() not in (dims + 1, dims + 2):
         axes = {1: "L", 2: "H, W", 3: "D, H, W"}[dims]
         raise ValueError(f"input must have shape (N, C, {axes}) or (C, {axes}), got {tuple(image.shape)}")
+
+
+def check_foldable(layer: nn.Module, kind: type[nn.Module]) -> None:
+    """That a plain convolution with the layer's parameters does the same as the layer, a ``kind``, at each call."""
+    name = type(layer).__name__
+    if parametrize.is_parametrized(layer):
+        raise ValueError(
+            f"{name} cannot be folded while parametrised: call torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    for method in ("forward", "__call__", "_padded", "_tensors", "_ready_filters", "_effective_weight"):
+        if method in vars(layer) or getattr(type(layer), method) is not getattr(kind, method):
+            raise TypeError(f"{name} overrides {method}: no plain convolution does the same")
+    made = [tensor for tensor in ("weight", "alpha", "beta", "bias") if tensor not in layer._parameters]
+    if made:
+        raise ValueError(
+            f"{name} cannot be folded while hooks make its {made[0]}: make it permanent first, by "
+            "torch.nn.utils.prune.remove, remove_weight_norm or remove_spectral_norm"
+        )
+
+
+@torch.no_grad()
+def check_not_rescaled(module: str, old: Tensor | None, new: Tensor | None) -> None:
+    """That a weight is not assigned its own filters again, each scaled, as conv-bn fusers do.
+
+    The layer's function does not depend on the length of W's rows: the fuser's factor would be lost in silence. Anyone
+    who means W and not the filters has no reason to assign that. Told by values, where there are some to read; rows
+    of one entry are all multiples of one another, and are not judged.
+    """
+    plain = all(type(tensor) is nn.Parameter and not tensor.is_meta for tensor in (old, new))
+    if not plain or old is new or old.shape != new.shape or old[0].numel() < 2:  # type: ignore[union-attr, index]
+        return
+    before, after = (tensor.detach().flatten(1).double().cpu() for tensor in (old, new))  # type: ignore[union-attr]
+    if torch.equal(before, after) or not after.any():
+        return
+    slack = 4 * torch.finfo(new.dtype).eps  # type: ignore[union-attr]
+    unit_before, unit_after = (nn.functional.normalize(rows, eps=1e-300) for rows in (before, after))
+    along = (unit_before * unit_after).sum(1, keepdim=True)
+    is_multiple = (unit_after - along * unit_before).norm(dim=1) <= slack  # zero rows, too: a factor of 0
+    if is_multiple.all():
+        raise ValueError(
+            f"weight of {module} must not be its own filters, each scaled, as a batch-norm fuser assigns: that changes "
+            "nothing, since each filter is normalised. Fold first: triton_dirac.fold(model, example=x), or "
+            "fold(model, norms=False) for a fuser to find plain convolutions. To scale W, write to weight in place"
+        )

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from triton_dirac.conv3d import conv3d, dirac_conv3d
 from triton_dirac.functional import BACKENDS, FORMS, conv2d, dirac_conv2d, dirac_weight
 from triton_dirac.identity_term import centred, diagonal, with_identity
-from triton_dirac.module_checks import check_arguments, check_choice, check_image
+from triton_dirac.module_checks import check_arguments, check_choice, check_foldable, check_image, check_not_rescaled
 from triton_dirac.runtime.tracing import autocast_dtype
 from triton_dirac.weight_prep.net_node import versions
 
@@ -74,6 +73,7 @@ class _DiracConv(nn.modules.conv._ConvNd):
 
     torch_class: ClassVar[type[nn.modules.conv._ConvNd]]
     dims: ClassVar[int]
+    loading = False  # a state dict: it may assign any weight
     alpha: nn.Parameter
     beta: nn.Parameter
 
@@ -125,6 +125,11 @@ class _DiracConv(nn.modules.conv._ConvNd):
         self.prepared: Prepared | None = None  # while ``triton_dirac.prepared`` is at work
         self.alpha = nn.Parameter(torch.full((checked.out_channels,), ALPHA_START, device=device, dtype=dtype))
         self.beta = nn.Parameter(torch.full((checked.out_channels,), BETA_START, device=device, dtype=dtype))
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name == "weight" and not (self.training or self.loading):
+            check_not_rescaled(type(self).__name__, self._parameters.get(name), param)
+        super().register_parameter(name, param)
 
     def reset_parameters(self) -> None:
         """Start over, as a new layer does: after ``to_empty``, for one. Also what torch's constructor calls."""
@@ -188,6 +193,7 @@ class _DiracConv(nn.modules.conv._ConvNd):
         What timm's ``reparameterize_model`` calls on every child and puts in its place. A batch-norm stays
         where it is; ``triton_dirac.fold`` folds that too.
         """
+        self._check_foldable()
         fused = copy.deepcopy(self)
         fused.reparameterize()
         return fused
@@ -199,7 +205,8 @@ class _DiracConv(nn.modules.conv._ConvNd):
         The effective weight is computed in float64 and rounded once. As right in training mode as in any.
 
         Raises:
-            TypeError: the module overrides forward. ValueError: a parameter is parametrised.
+            TypeError: the module overrides forward. ValueError: a parameter is parametrised, or made by a hook
+                (pruning, the older weight_norm and spectral_norm).
         """
         weight = self._float64_weight()
         dtype, trained = self.weight.dtype, self.weight.requires_grad
@@ -211,15 +218,12 @@ class _DiracConv(nn.modules.conv._ConvNd):
 
     def _float64_weight(self) -> Tensor:
         """The effective weight in float64, without gradients: what folding multiplies and rounds."""
-        if type(self).forward not in (DiracConv1d.forward, DiracConv2d.forward, DiracConv3d.forward):
-            raise TypeError(f"{type(self).__name__} overrides forward: no plain convolution does the same")
-        if parametrize.is_parametrized(self):
-            raise ValueError(
-                f"{type(self).__name__} cannot be folded while parametrised: call "
-                "torch.nn.utils.parametrize.remove_parametrizations first"
-            )
+        self._check_foldable()
         weight, alpha, beta = (p.detach().double() for p in (self.weight, self.alpha, self.beta))
         return self._effective_weight(weight, alpha, beta, "torch")
+
+    def _check_foldable(self) -> None:
+        check_foldable(self, {1: DiracConv1d, 2: DiracConv2d, 3: DiracConv3d}[self.dims])
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -235,7 +239,13 @@ class _DiracConv(nn.modules.conv._ConvNd):
             tensor = state_dict.get(prefix + name)
             if tensor is not None and tuple(tensor.shape) == (1,):
                 state_dict[prefix + name] = tensor.repeat(self.out_channels)
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        self.loading = True
+        try:
+            super()._load_from_state_dict(
+                state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
+            )
+        finally:
+            del self.loading
         if delta is None or delta.is_meta:
             return
         if delta.shape != self.weight.shape:
@@ -265,6 +275,12 @@ class DiracConv2d(_DiracConv, nn.Conv2d):
     A ``torch.nn.Conv2d`` with the official constructor order: padding, dilation, bias; stride and the rest go
     by name. alpha and beta have shape (out_channels,) and start at 1 and 0.1. The identity, delta, is neither
     stored nor read: it is made anew for the state dict, which the official code expects to have it.
+
+    ``weight`` is W, for initialisers and optimisers to write to, and not the filters that the layer convolves with,
+    ``effective_weight()``. Code that takes any ``nn.Conv2d`` and computes with its ``weight`` takes the wrong ones:
+    batch-norm fusers, parent blocks that merge their children (timm's RepVGG, MobileOne, FastViT, RepViT),
+    ``torch.utils.mkldnn``. Fold first: ``fold(model, example=x)``, or ``fold(model, norms=False)`` for such code to
+    find plain convolutions. Where a fuser assigns what it made to ``weight`` in evaluation mode, it is refused.
 
     Args:
         in_channels, out_channels, kernel_size, padding, dilation, bias: as the official module's.
