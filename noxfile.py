@@ -158,3 +158,20 @@ def lint(session: nox.Session) -> None:
     session.run(python, "-m", "ruff", "check", ".", external=True)
     session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
     session.run(python, "-m", "mypy", external=True)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """2,000 new examples of the property-based tests. Arguments go to pytest: --hypothesis-seed repeats a run."""
+    session.run(
+        *(lab(session), "-m", "pytest", "tests/fuzz", "--hypothesis-profile", "fuzz"),
+        *("-n", "auto", "--dist", "worksteal", *session.posargs),
+        env={"OMP_NUM_THREADS": "1"},
+        external=True,
+    )
+
+
+@nox.session
+def versions(session: nox.Session) -> None:
+    """The tests on every supported pair of torch and Triton; arguments choose pairs and tests: tests/versions.py."""
+    session.run(sys.executable, "-m", "tests.versions", *session.posargs, external=True)

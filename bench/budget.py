@@ -13,6 +13,8 @@ from bench.suite import STORAGE, Row
 # Most worth first: (suite, pass), within the first dtype, then within the next.
 SUITES = (
     ("conv", "*"),
+    ("training_step", "*"),
+    ("training_step", "*"),
     ("weight_prep_nets", "forward_backward"),
     ("dirac_block", "forward_backward"),
     ("weight_prep_nets", "forward"),

@@ -35,15 +35,15 @@ class Machine:
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
-    def sample(self, calls: Mapping[str, Call]) -> Outcomes:
-        """All calls' samples.
+    def sample(self, calls: Mapping[str, Call], sampler: Sampler | None = None) -> Outcomes:
+        """All calls' samples, by ``sampler`` where a suite has one of its own.
 
         Raises:
             DeviceLostError: one of them was the GPU's last; it is named.
         """
         assert self.sampler is not None
         try:
-            outcomes = self.sampler(calls)
+            outcomes = (sampler or self.sampler)(calls)
         except Exception as error:  # not a call's: the sampler's own
             return dict.fromkeys(calls, error)
         for contender, found in outcomes.items():

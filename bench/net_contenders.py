@@ -57,7 +57,7 @@ def _build(prepare: Callable[[Work], Prepare]) -> Build:
     return lambda work: call_of(prepare(work), work)
 
 
-def _replayed(build: Build) -> Build:
+def replayed(build: Build) -> Build:
     """``build``'s call captured in a CUDA graph: what remains of it when launches cost nothing."""
 
     def build_graph(work: Work) -> Callable[[], Results]:
@@ -136,7 +136,7 @@ PLAIN = (
     Contender("auto", "eager", _build(_one_launch("auto"))),
 )
 GRAPHED = tuple(
-    replace(known, name=f"{known.name}-graph", build=_replayed(known.build), graph=True)
+    replace(known, name=f"{known.name}-graph", build=replayed(known.build), graph=True)
     for known in PLAIN
     if known.name != "auto"
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from triton_dirac.models.published import PUBLISHED
+from triton_dirac import models
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def register_net(
     NETS[name] = Net(build, image_size, batch, by_default)
 
 
-for _name, _net in PUBLISHED.items():
+for _name, _net in models.PUBLISHED.items():
     register_net(_name, _net.build, _net.image_size, _net.batch, by_default=True)
 
 

@@ -31,6 +31,7 @@ def add_options(parser: pytest.Parser) -> None:
         "float32 is timed",
     )
     group.addoption("--contenders", metavar="A,B", help="implementations, by name or pattern; all by default")
+    group.addoption("--without", metavar="A,B", help="implementations that are left out, by name or pattern")
     group.addoption(
         "--batch",
         metavar="N",
@@ -66,12 +67,14 @@ class Selection:
     layers: tuple[str, ...] | None = None
     dtypes: tuple[str, ...] | None = None
     contenders: tuple[str, ...] | None = None
+    without: tuple[str, ...] | None = None
     batch: int | None = None
 
     @classmethod
     def of(cls, config: pytest.Config) -> Selection:
         """Raises UsageError for an empty list, an unknown dtype or a batch below 1."""
-        lists = {name: _words(name, config.getoption(name)) for name in ("nets", "layers", "contenders")}
+        named = ("nets", "layers", "contenders", "without")
+        lists = {name: _words(name, config.getoption(name)) for name in named}
         dtypes = _words("dtypes", config.getoption("dtypes"))
         require_known("--dtypes", dtypes, DTYPES)
         batch, budget = config.getoption("batch"), config.getoption("budget")

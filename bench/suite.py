@@ -97,6 +97,10 @@ def nothing(problem: Any, dtype: str, direction: str, device: torch.device) -> N
     """What most contenders lack."""
 
 
+def as_they_are(results: Results) -> Results:
+    return results
+
+
 @dataclass(frozen=True)
 class Contender:
     """A named implementation. ``build`` lays out its inputs; the call it returns is what is timed.
@@ -121,6 +125,8 @@ class Suite:
 
     ``draw(problem, normal, storage)`` returns the inputs, ``normal(*shape)`` being standard normal float32.
     ``definition(work)`` computes the results by ``triton_dirac.reference``, in the dtype of the inputs.
+    ``compared(results)``: what of a call's results is compared, where that takes work that must not be timed.
+    ``sampler`` takes the samples, where a suite wants another clock than the machine's (``bench.timing``).
     ``cost(problem, storage, pass)`` is the least (flops, bytes). ``launch_bytes(launch, work)`` are the bytes that
     one of our launches moves; where a suite has it, its launches and bytes are counted too.
     """
@@ -134,6 +140,8 @@ class Suite:
     subjects: Callable[[Iterable[str], int | None], Sequence[Subject]] = dirac_layers
     multiplies: bool = True
     launch_bytes: Callable[[Launch, Work], int] | None = None
+    compared: Callable[[Results], Results] = as_they_are
+    sampler: Callable[[Mapping[str, Callable[[], Results]]], Mapping[str, Any]] | None = None
 
     def work(self, problem: Any, dtype: str, direction: str, device: torch.device) -> Work:
         """The same numbers in every run on the same kind of device; none on "meta"."""
@@ -146,7 +154,7 @@ class Suite:
         return Work(direction, problem, dtype, device, self.draw(problem, normal, STORAGE[dtype]))
 
     def named(self, direction: str, results: Results) -> dict[str, Value]:
-        return dict(zip(self.passes[direction], results, strict=True))
+        return dict(zip(self.passes[direction], self.compared(results), strict=True))
 
     def truth(self, work: Work) -> dict[str, Value]:
         """What ``work`` should yield: its definition in float64."""

@@ -34,7 +34,7 @@ def launches_left_out(device: torch.device) -> Iterator[None]:
     """Nothing on a GPU. On a CPU kernels would run in the interpreter, whose time means nothing."""
     run = launch.Launch.run
     if device.type == "cpu":
-        launch.Launch.run = lambda self, **tensors: launch.note(self)  # type: ignore[method-assign]
+        launch.Launch.run = lambda self: None  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,14 +126,15 @@ class Trial:
         if self.machine.sampler is None or not calls:
             return dict.fromkeys(calls, Samples([]))
         self._look("clocks_before")
-        outcomes = self.machine.sample(calls)
+        sample = partial(self.machine.sample, sampler=self.row.suite.sampler)
+        outcomes = sample(calls)
         self._look("clocks_after")
         found: dict[str, Samples | Exception | str] = {**outcomes}
         rival, suspects = second_look.suspects(outcomes, able)
         if not suspects:
             return found
         by_name = {contender.name: contender for contender in suspects}
-        seen = second_look.look([*by_name], rival, outcomes, calls, self._check_again, self.machine.sample)
+        seen = second_look.look([*by_name], rival, outcomes, calls, self._check_again, sample)
         for name, again in seen.items():
             if isinstance(again.outcome, Exception):
                 self.machine.require_device(name, again.outcome)

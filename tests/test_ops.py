@@ -11,6 +11,7 @@ import triton_dirac as td
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import reference
 from triton_dirac.conv import op as conv
+from triton_dirac.runtime import autotune
 
 OPS = torch.ops.triton_dirac
 GEOMETRY = {
@@ -176,6 +177,7 @@ def test_auto_takes_what_measured_faster_for_each_pass(chosen, monkeypatch):
         asked.append(name)
         return chosen
 
+    autotune.forget()  # and with it the plans that were made by other picks
     monkeypatch.setattr(conv, "choose", scripted)
     if chosen == "torch":
         for kernel in ("fprop", "dgrad", "wgrad"):
@@ -201,7 +203,7 @@ def test_auto_takes_what_measured_faster_for_each_pass(chosen, monkeypatch):
 
 
 def dirac_tensors(seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     shapes = [(1, 3, 4, 4), (4, 3, 3, 3), (4,), (4,)]
     image, *rest = (torch.randn(shape, generator=generator) for shape in shapes)
     return [image.to(memory_format=torch.channels_last), *rest]

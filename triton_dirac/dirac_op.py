@@ -6,6 +6,7 @@ autograd would have it between two operators, so that ``prepared(model)``, which
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,15 +14,18 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from triton_dirac.conv import op as conv
+from triton_dirac.runtime.plan import Plan
+from triton_dirac.runtime.planned import Planned
 from triton_dirac.runtime.register import (
     GEOMETRY,
     define,
+    entry,
     may_launch,
+    planned_run,
     register_autocast,
     register_gradient,
-    short_cut,
+    through,
 )
-from triton_dirac.runtime.replay import outputs_of
 from triton_dirac.weight_prep import op as prep
 
 
@@ -47,11 +51,10 @@ class DiracSettings(NamedTuple):
         return conv.ConvSettings(*self[2:])
 
 
-def _run(image, weight, alpha, beta, bias, *arguments) -> tuple[Tensor, Tensor, Tensor]:
+def _plan_forward(steps: Plan, image, weight, alpha, beta, bias, *arguments) -> tuple[Tensor, Tensor, Tensor]:
     s = DiracSettings(*arguments)
-    filters, norm = prep.run(weight, alpha, beta, s.eps, not s.split, image.dtype, True, s.groups)
-    identity = alpha if s.split else None
-    output = conv.run(image, filters, bias, identity, *s.conv)
+    filters, norm = prep.plan_prep(steps, weight, alpha, beta, s.eps, not s.split, image.dtype, True, s.groups)
+    output = conv.plan_conv(steps, image, filters, bias, alpha if s.split else None, *s.conv)
     return output, filters, norm
 
 
@@ -62,10 +65,11 @@ def _fake(image, weight, alpha, beta, bias, *arguments):
     return output, filters, norm
 
 
+_forward = Planned(_plan_forward)
 _dirac_conv2d = define(
     f"dirac_conv2d(Tensor image, Tensor weight, Tensor alpha, Tensor beta, Tensor? bias, float eps, bool split, "
     f"{GEOMETRY}, bool relu, str precision, bool auto) -> (Tensor, Tensor, Tensor)",
-    _run,
+    planned_run(_forward, tensors=5),
     _fake,
 )
 
@@ -82,29 +86,41 @@ def _keep(ctx, tensors, settings: DiracSettings, filters, norm, output) -> None:
     ctx.save_for_backward(*tensors, filters, norm, output if settings.relu else None)
 
 
-def _gradients(ctx, grad):
-    """Of image, weight, alpha, beta and bias."""
-    if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, grad)
-    s = ctx.settings
-    image, weight, alpha, beta, bias, filters, norm, result = ctx.saved_tensors
-    need_image, need_weight, need_alpha, need_beta, need_bias = ctx.needs_input_grad[:5]
+def _plan_gradients(
+    steps: Plan | None, grad, image, weight, alpha, beta, bias, filters, norm, result, s: DiracSettings, needed
+):
+    """Of image, weight, alpha, beta and bias, where needed; without ``steps`` by operators, for whoever looks on."""
+    do, dgrad, wgrad, prep_backward = through(
+        steps,
+        (conv.plan_dgrad, conv.conv_dgrad),
+        (conv.plan_wgrad, conv.conv_wgrad),
+        (prep.plan_backward, prep.weight_prep_backward),
+    )
+    need_image, need_weight, need_alpha, need_beta, need_bias = needed
     if s.relu:
-        grad = torch.ops.aten.threshold_backward(grad, result, 0)
-    direct = may_launch(grad, image, weight)
+        grad = do(partial(torch.ops.aten.threshold_backward, threshold=0), grad, result)
     rest = (*s.geometry, s.precision, s.auto)
     dimage = dweight = dalpha = dbeta = dbias = None
     if need_image:
-        identity = alpha if s.split else None
-        dimage = (conv.dgrad_run if direct else conv.conv_dgrad)(grad, filters, identity, image.shape, *rest)
+        dimage = dgrad(grad, filters, alpha if s.split else None, tuple(image.shape), *rest)
     if need_weight or need_alpha or need_beta:
-        run = conv.wgrad_run if direct else conv.conv_wgrad
-        dfilters = run(grad, image, weight.shape, image.dtype, *rest)
-        run = prep.backward_run if direct else prep.weight_prep_backward
-        dweight, dalpha, dbeta = run(dfilters, weight, alpha, beta, norm, s.eps, True, s.groups)
+        dfilters = wgrad(grad, image, tuple(weight.shape), image.dtype, *rest)
+        dweight, dalpha, dbeta = prep_backward(dfilters, weight, alpha, beta, norm, s.eps, True, s.groups)
     if need_bias:
-        dbias = conv.bias_gradient(grad, bias.dtype)
+        dbias = do(partial(conv.bias_gradient, dtype=bias.dtype), grad)
     return dimage, dweight, dalpha, dbeta, dbias
+
+
+_backward_plans = Planned(_plan_gradients)
+
+
+def _gradients(ctx, grad):
+    if torch.is_grad_enabled():
+        return _differentiable_gradients(ctx, grad)
+    tensors, settings = (grad, *ctx.saved_tensors), (ctx.settings, tuple(ctx.needs_input_grad[:5]))
+    if may_launch(*tensors[:3]):
+        return _backward_plans(tensors, settings)
+    return _plan_gradients(None, *tensors, *settings)
 
 
 def _differentiable_gradients(ctx, grad):
@@ -134,12 +150,13 @@ def _flops(image_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
 
 
 class _DiracConv2d(torch.autograd.Function):
-    """The operator below the dispatcher, in full or as a replay."""
+    """The operator below the dispatcher."""
 
     @staticmethod
-    def forward(ctx, image, weight, alpha, beta, bias, settings, options, replay):
+    def forward(ctx, image, weight, alpha, beta, bias, plan, settings, options):
         tensors = (image, weight, alpha, beta, bias)
-        output, filters, norm = outputs_of(_run, tensors, settings, options, replay, usual=2)
+        outputs = plan.run(tensors) if plan is not None else _forward.first(tensors, options, settings)
+        output, filters, norm = outputs
         _keep(ctx, tensors, settings, filters, norm, output)
         return output
 
@@ -148,5 +165,5 @@ class _DiracConv2d(torch.autograd.Function):
         return *_gradients(ctx, grad), None, None, None
 
 
-# relu?(conv(x, What) + bias), differentiable; tensors are (x, W, alpha, beta, bias), as checked.
-dirac_conv2d, replay_dirac_conv2d = short_cut(_DiracConv2d, lambda *arguments: _dirac_conv2d(*arguments)[0])
+# relu?(conv(x, What) + bias), differentiable; tensors are (x, W, alpha, beta, bias).
+dirac_conv2d_again, dirac_conv2d = entry(_DiracConv2d, _forward, lambda *arguments: _dirac_conv2d(*arguments)[0])

@@ -7,6 +7,7 @@ errors are ``checks``'s.
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +26,6 @@ from triton_dirac.weight_prep import torch_backend as prep_torch
 try:
     from triton_dirac import dirac_op
     from triton_dirac.conv import op as conv_op
-    from triton_dirac.runtime import replay
     from triton_dirac.runtime.launch import INTERPRETED
     from triton_dirac.weight_prep import op as prep_op
 
@@ -225,15 +225,14 @@ def conv2d(
     Under autocast input and weight are cast first, as torch's are; bias and alpha, added in float32, stay.
     """
     tensors = (input, weight, bias, alpha)
+    options = _spelled((stride, padding, dilation, groups, activation, precision, backend))
+    if HAS_TRITON and (output := conv_op.conv2d_again(tensors, options)) is not None:
+        return output
     if others := checks.stand_ins(checks.CONV, tensors, ("bias", "alpha")):
         geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         rest: Any = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
         return _hand_over(conv2d, others, input, weight, bias, **geometry, **rest)
     stride, padding, dilation, groups = checks.exact_geometry(stride, padding, dilation, groups)
-    given = bias is not None, alpha is not None
-    options = (given, stride, padding, dilation, groups, activation, precision, backend)
-    if HAS_TRITON and not torch.compiler.is_compiling() and (known := replay.find(tensors, options)):
-        return conv_op.replay_conv2d(tensors, known)
     args: Any = (bias, stride, padding, dilation, groups)
     how: dict[str, Any] = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
     if input.dim() == 3:
@@ -289,15 +288,15 @@ def dirac_conv2d(
     Source: DiracNets, arXiv 1706.00388.
     """
     tensors = (input, weight, alpha, beta, bias)
+    options = _spelled((stride, padding, dilation, groups, form, eps, activation, precision, backend))
+    if HAS_TRITON and (output := dirac_op.dirac_conv2d_again(tensors, options)) is not None:
+        return output
     if others := checks.stand_ins(checks.DIRAC, tensors, ("bias",)):
         geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         rest: Any = {"form": form, "eps": eps, "activation": activation, "precision": precision, "backend": backend}
         return _hand_over(dirac_conv2d, others, *tensors, **geometry, **rest)
     eps = checks.exact_eps(eps)
     stride, padding, dilation, groups = checks.exact_geometry(stride, padding, dilation, groups)
-    options = (bias is not None, stride, padding, dilation, groups, form, eps, activation, precision, backend)
-    if HAS_TRITON and not torch.compiler.is_compiling() and (known := replay.find(tensors, options)):
-        return dirac_op.replay_dirac_conv2d(tensors, known)
     args = (weight, alpha, beta, bias, stride, padding, dilation, groups)
     how: dict[str, Any] = {
         "form": form,
@@ -331,6 +330,15 @@ def dirac_conv2d(
         return conv_torch.conv2d(input, prepared, bias, alpha if split else None, call.problem, relu=call.relu)
     settings = dirac_op.DiracSettings(eps, split, *call.geometry, call.relu, call.precision, backend == "auto")
     return dirac_op.dirac_conv2d(tensors, settings, options)
+
+
+def _spelled(options: tuple) -> bytes | None:
+    """The arguments that are no tensors as bytes, which tell 2 from 2.0 and True, though these are equal keys. None for
+    arguments that are not plain values: their call is not remembered."""
+    try:
+        return marshal.dumps(options, 2)  # later versions' bytes depend on how often an object is referred to
+    except ValueError:
+        return None
 
 
 def _ready(tensor: Tensor, dtype: torch.dtype | None, backend: str) -> Tensor:

@@ -31,6 +31,7 @@ SAME = (1, 1, 1, 1)
 PROBLEMS = {
     "wide": ConvProblem(256, 256, 28, 28, 256, 3, 3, padding=SAME),
     "channel tail": ConvProblem(256, 80, 32, 32, 80, 3, 3, padding=SAME),
+    "five parts": ConvProblem(256, 320, 16, 16, 320, 3, 3, padding=SAME),
     "stride 2": ConvProblem(256, 256, 28, 28, 256, 3, 3, stride=(2, 2), padding=SAME),
     "odd channels": ConvProblem(256, 35, 32, 32, 35, 3, 3, padding=SAME),
     "stem": ConvProblem(256, 3, 224, 224, 64, 7, 7, stride=(2, 2), padding=(3, 3, 3, 3)),

@@ -13,21 +13,24 @@ import sys
 import time
 import weakref
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime import driver
 
+from tests.scripted_gpu import Clock, FakeGpu
 from triton_dirac import DiracConv2d, functional, prepared, tuning
 from triton_dirac.conv import dgrad_configs, fprop_configs, wgrad_configs
 from triton_dirac.conv.dgrad import prepare_dgrad
-from triton_dirac.conv.fprop import prepare_fprop
+from triton_dirac.conv.fprop import fprop, prepare_fprop
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad import prepare_wgrad
-from triton_dirac.runtime import autotune, compiled_cache
+from triton_dirac.runtime import autotune, compiled_cache, measure
 from triton_dirac.runtime import compile_ahead as ahead
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.targets import TARGETS
@@ -94,6 +97,16 @@ def outcomes():
     ahead.cores = lambda: 0  # and no process would be made
     again = ahead.compile_ahead({name: plans[name] for name in ("good", "odd")}, H100, timeout=11)
     return {**outcome._asdict(), "progress": steps, "again": again.compiled}
+
+
+def launchers():
+    """The launchers that a kernel compiled ahead has, by whether they look for the GPU's driver."""
+    ahead.compile_ahead({"good": planned}, H100)
+    built = list(compiled_cache.directory().glob("*/__triton_launcher*.so"))
+    return {
+        "of C": hasattr(nvidia_driver, "make_launcher"),
+        "linked": [b"libcuda.so.1" in f.read_bytes() for f in built],
+    }
 
 
 def unstartable():
@@ -195,6 +208,28 @@ def launched(ahead_of_time, most="100"):
         for launch in plan():
             launch.run()
     return {"ahead": before, "launched": len(hits), "compiled": hits.count(False)}
+
+
+def tuned():
+    """A layer's first call on a scripted GPU: which configs are timed, and how many kernels this process compiles."""
+    problem = replace(PROBLEM, N=5)
+    hits, timed = on_a_driver_that_does_nothing(), []
+    clock = Clock()
+
+    def measured(runs, entry):
+        timed.extend(runs)
+        return measure.measure(runs, entry, gpu=lambda: FakeGpu(clock), clock=clock)
+
+    autotune.target_of = lambda device: H100
+    autotune._can_measure = lambda device: True
+    autotune.measure = measured
+    x, w = (
+        torch.randn(s).bfloat16().to(memory_format=torch.channels_last)
+        for s in (problem.input_shape, problem.weight_shape)
+    )
+    fprop(x, w, None, None, problem)
+    offered = [config.label for config in fprop_configs.offered(problem, torch.bfloat16, H100)]
+    return {"timed": timed, "offered": offered, "launched": len(hits), "compiled": hits.count(False)}
 
 
 def model(layout=torch.contiguous_format, backend="auto"):

@@ -16,7 +16,7 @@ from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.models import conv_problems, diracnet
 from triton_dirac.runtime import autotune, measure, timings
 from triton_dirac.runtime.compile_ahead import Outcome
-from triton_dirac.runtime.launch import Launch, note, recorded
+from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.targets import INTERPRETER, TARGETS
 
 PROBLEM = ConvProblem(8, 64, 14, 14, 64, 3, 3, padding=(1, 1, 1, 1))
@@ -218,6 +218,19 @@ def test_what_does_not_compile_is_not_run_and_kept_only_if_that_is_for_good(monk
     assert times == {SMALL.label: 3.0, WIDE.label: None}
 
 
+def test_a_copied_cache_of_kernels_is_put_right_before_the_first_kernel_that_is_picked(monkeypatch):
+    """Also where all timings are known: the picked kernel would be compiled again."""
+    looked = []
+    monkeypatch.setattr(autotune.compiled_cache, "relocate_if_moved", lambda: looked.append(1))
+    kernel = Kernel({SMALL: 3.0, WIDE: 1.0})
+    kernel.pick()
+    kernel.pick()
+    assert looked == [1]
+    autotune.forget()  # as a new process would start
+    kernel.pick(measure=measured_again)
+    assert looked == [1, 1]
+
+
 def test_a_layer_has_as_many_kernels_to_compile_as_is_stated():
     """72 of 0.4 s on 16 cores and 3 * (24 * 0.01 + 0.08) s of measuring: with 4 s to start processes less than 10 s."""
     h100 = TARGETS["cuda:90"]
@@ -320,8 +333,8 @@ def test_cudnn_searches_all_its_plans_while_it_is_measured(monkeypatch):
     assert torch.backends.cudnn.benchmark_limit == 10
 
 
-def test_what_is_measured_is_recorded_nowhere_and_two_outputs_are_the_most_that_live(monkeypatch):
-    """Each repetition's launch was held by the recording of the first call, and held its output: 50 GB a config."""
+def test_what_is_measured_is_held_nowhere_and_two_outputs_are_the_most_that_live(monkeypatch):
+    """Each repetition's launch was once held by a recording of the first call, and held its output: 50 GB a config."""
     alive, most = weakref.WeakSet(), []
     original = torch.empty
 
@@ -334,7 +347,7 @@ def test_what_is_measured_is_recorded_nowhere_and_two_outputs_are_the_most_that_
 
     problem = ConvProblem(2, 32, 4, 4, 32, 3, 3, padding=(1, 1, 1, 1))
     clock = Clock()
-    measured = []
+    measured, launched = [], []
 
     def on_scripted_gpu(runs, entry):
         measured.append((entry, len(runs)))
@@ -342,15 +355,14 @@ def test_what_is_measured_is_recorded_nowhere_and_two_outputs_are_the_most_that_
 
     monkeypatch.setattr(autotune, "_can_measure", lambda device: True)
     monkeypatch.setattr(autotune, "measure", on_scripted_gpu)
-    monkeypatch.setattr(Launch, "run", lambda self, **tensors: (note(self), clock.advance(1e-4)))
+    monkeypatch.setattr(Launch, "run", lambda self: launched.append(1) or clock.advance(1e-4))
     monkeypatch.setattr(torch, "empty", empty)
     image = torch.randn(problem.input_shape).to(memory_format=torch.channels_last)
     weight = torch.randn(problem.weight_shape)
-    with recorded() as launches:
-        triton_dirac.conv2d(image, weight, padding=1, backend="triton")
+    triton_dirac.conv2d(image, weight, padding=1, backend="triton")
     ((entry, configs),) = measured
     assert entry.startswith("conv_fprop 2x32x4x4-32x3x3")
     assert configs > 1
     assert len(most) > 3 * configs, "each config is run several times"
     assert max(most) <= 2
-    assert len(launches) == 1, "the call's own"
+    assert len(launched) == len(most), "each launch has an output of its own"

@@ -90,3 +90,19 @@ def test_a_training_step_compiles_nothing_from_a_copied_cache(tmp_path):
     assert step["groups"] == ahead["compiled"]
     assert step["launched"] > 8
     assert step["compiled"] == 0
+
+
+def test_launchers_are_built_too_where_triton_compiles_them(tmp_path):
+    found = run(tmp_path, "launchers")
+    if not found["of C"]:
+        assert found["linked"] == []
+        pytest.skip("this Triton has one launcher for all kernels")
+    assert found["linked"] == [True]
+
+
+def test_a_first_call_compiles_in_other_processes_and_times_every_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_DIRAC_CACHE_DIR", str(tmp_path / "timings"))
+    found = run(tmp_path / "kernels", "tuned")
+    assert sorted(found["timed"]) == sorted(found["offered"])
+    assert len(found["timed"]) == found["launched"] > 4
+    assert found["compiled"] == 0

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from triton_dirac.conv import dgrad_configs as tuning
 from triton_dirac.conv.config import Config
-from triton_dirac.conv.direct import direct_dgrad, per_filter, prefers_direct
+from triton_dirac.conv.direct import channels_last, direct_dgrad, empty, per_filter, prefers_direct
 from triton_dirac.conv.launch import WINDOW, plan
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.autotune import pick
 from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.targets import Target, target_of
 
 
@@ -41,17 +42,17 @@ def dgrad(
     *,
     precision: str = "ieee",
     config: Config | None = None,
+    steps: Plan | None = None,
 ) -> Tensor:
     """dx = conv_transpose(dy, w) + alpha[k] * dy[n, k, where the centre tap reads], channels-last.
 
     dy (N, K, P, Q), w (K, C / groups, R, S), alpha (K,), (1,) or None, as fprop's. Input pixels that no tap
     reads get 0. Sums are float32; ``precision`` and ``config`` as fprop's.
     """
+    steps = steps or Plan()
     if config is None and (prefers_direct(problem) or max(problem.R, problem.S) > WINDOW):
-        return direct_dgrad(dy, w, alpha, problem)
-    dy = dy.contiguous(memory_format=torch.channels_last)
-    w = w.contiguous(memory_format=torch.channels_last)
-    alpha = per_filter(alpha)
+        return direct_dgrad(dy, w, alpha, problem, steps=steps)
+    dy, w, alpha = steps.do(channels_last, dy), steps.do(channels_last, w), per_filter(alpha, steps)
     ready = partial(prepare_dgrad, dy, w, alpha, problem, precision=precision, target=target_of(dy.device))
     if config is None:
         config = pick(
@@ -64,9 +65,9 @@ def dgrad(
             default=partial(tuning.default, precision=precision),
             plan=lambda config: ready(config=config)[1],
         )
-    dx, launches = ready(config=config)
+    dx, launches = ready(config=config, steps=steps)
     for launch in launches:
-        launch.run()
+        steps.launch(launch)
     return dx
 
 
@@ -79,11 +80,13 @@ def prepare_dgrad(
     precision: str = "ieee",
     config: Config,
     target: Target,
+    steps: Plan | None = None,
 ) -> tuple[Tensor, list[Launch]]:
     """The gradient, still empty, and the launches of :func:`dgrad` that fill it; ``dy`` and ``w`` are channels-last."""
-    dx = torch.empty(problem.input_shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
+    steps = steps or Plan()
+    dx = steps.new(empty(problem.input_shape, dy))
     turned = tuning.wants_turned(config, target)
-    filters = turn(w, problem.groups) if turned else w
+    filters = steps.do(partial(turn, groups=problem.groups), w) if turned else w
     return dx, plan_dgrad(dy, filters, dx, alpha, problem, precision=precision, config=config, turned=turned)
 
 

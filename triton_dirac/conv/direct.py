@@ -22,6 +22,7 @@ from torch import Tensor
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad_kernels import reduce_kernel
 from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.targets import Target, target_of
 
 TILE = 2048  # elements of a tile: 16 a thread, two 16-byte loads of a 16-bit dtype
@@ -261,21 +262,17 @@ def plan_direct_wgrad(
     return launches
 
 
-def _run(launches: list[Launch]) -> None:
-    for launch in launches:
-        launch.run()
-
-
-def per_filter(tensor: Tensor | None) -> Tensor | None:
+def per_filter(tensor: Tensor | None, steps: Plan) -> Tensor | None:
     """alpha or bias as kernels read it: one value after the other, (1,) as it is."""
-    return None if tensor is None else tensor.contiguous()
+    return None if tensor is None else steps.do(Tensor.contiguous, tensor)
 
 
-def _dense(tensor: Tensor) -> Tensor:
+def channels_last(tensor: Tensor) -> Tensor:
+    """The tensor itself where it is dense in that order, else a copy."""
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
@@ -287,35 +284,54 @@ def direct_fprop(
     problem: ConvProblem,
     *,
     relu: bool = False,
+    steps: Plan | None = None,
 ) -> Tensor:
     """y = relu?(conv(x, w) + bias + alpha * x[centre tap]), (N, K, P, Q) channels_last.
 
     x: (N, C, H, W) and w: (K, C/groups, R, S) of one dtype and any memory format; bias (K,) or None; alpha
     (K,), (1,) or None, in float32 or x's dtype. float32 products are IEEE's whatever torch's TF32 switches say.
     """
-    y = _empty(problem.output_shape, x)
-    _run(plan_direct_fprop(_dense(x), _dense(w), y, per_filter(bias), per_filter(alpha), problem, relu=relu))
+    steps = steps or Plan()
+    x, w = steps.do(channels_last, x), steps.do(channels_last, w)
+    y = steps.new(empty(problem.output_shape, x))
+    bias, alpha = per_filter(bias, steps), per_filter(alpha, steps)
+    for launch in plan_direct_fprop(x, w, y, bias, alpha, problem, relu=relu):
+        steps.launch(launch)
     return y
 
 
-def direct_dgrad(dy: Tensor, w: Tensor, alpha: Tensor | None, problem: ConvProblem) -> Tensor:
+def direct_dgrad(
+    dy: Tensor, w: Tensor, alpha: Tensor | None, problem: ConvProblem, *, steps: Plan | None = None
+) -> Tensor:
     """dx = gradient of ``direct_fprop`` (without relu) to x, (N, C, H, W) channels_last. dy: (N, K, P, Q)."""
-    dx = _empty(problem.input_shape, dy)
-    _run(plan_direct_dgrad(_dense(dy), _dense(w), dx, per_filter(alpha), problem))
+    steps = steps or Plan()
+    dy, w, alpha = steps.do(channels_last, dy), steps.do(channels_last, w), per_filter(alpha, steps)
+    dx = steps.new(empty(problem.input_shape, dy))
+    for launch in plan_direct_dgrad(dy, w, dx, alpha, problem):
+        steps.launch(launch)
     return dx
 
 
 def direct_wgrad(
-    dy: Tensor, x: Tensor, problem: ConvProblem, *, dtype: torch.dtype, split_k: int | None = None
+    dy: Tensor,
+    x: Tensor,
+    problem: ConvProblem,
+    *,
+    dtype: torch.dtype,
+    split_k: int | None = None,
+    steps: Plan | None = None,
 ) -> Tensor:
     """dw of ``dtype``, (K, C/groups, R, S) channels_last; zeros for an empty batch. dy: (N, K, P, Q)."""
     if split_k is None:
         split_k = direct_split_k(problem, target_of(x.device))
-    dw = _empty(problem.weight_shape, x, dtype)
+    steps = steps or Plan()
+    dy, x = steps.do(channels_last, dy), steps.do(channels_last, x)
+    dw = steps.new(empty(problem.weight_shape, x, dtype))
     workspace = None
     if split_k > 1:
-        workspace = torch.empty((split_k, dw.numel()), dtype=torch.float32, device=x.device)
-    _run(plan_direct_wgrad(_dense(dy), _dense(x), dw, workspace, problem, split_k=split_k))
+        workspace = steps.new(torch.empty((split_k, dw.numel()), dtype=torch.float32, device=x.device))
+    for launch in plan_direct_wgrad(dy, x, dw, workspace, problem, split_k=split_k):
+        steps.launch(launch)
     return dw
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from triton_dirac.conv import fprop_configs as tuning
 from triton_dirac.conv.config import Config
-from triton_dirac.conv.direct import direct_fprop, per_filter, prefers_direct
+from triton_dirac.conv.direct import channels_last, direct_fprop, empty, per_filter, prefers_direct
 from triton_dirac.conv.launch import WINDOW, plan
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.autotune import pick
 from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.targets import target_of
 
 
@@ -45,6 +46,7 @@ def fprop(
     relu: bool = False,
     precision: str = "ieee",
     config: Config | None = None,
+    steps: Plan | None = None,
 ) -> Tensor:
     """y = relu?(conv(x, w) + bias[k] + alpha[k] * x[n, c(k), centre]), channels-last.
 
@@ -53,11 +55,11 @@ def fprop(
     d < min(K, C) / groups; centres outside the image count as 0. Sums are float32; ``precision`` ("ieee",
     "tf32", "tf32x3") is how float32 operands are multiplied.
     """
+    steps = steps or Plan()
     if config is None and (prefers_direct(problem) or max(problem.R, problem.S) > WINDOW):
-        return direct_fprop(x, w, bias, alpha, problem, relu=relu)
-    x = x.contiguous(memory_format=torch.channels_last)
-    w = w.contiguous(memory_format=torch.channels_last)
-    bias, alpha = per_filter(bias), per_filter(alpha)
+        return direct_fprop(x, w, bias, alpha, problem, relu=relu, steps=steps)
+    x, w = steps.do(channels_last, x), steps.do(channels_last, w)
+    bias, alpha = per_filter(bias, steps), per_filter(alpha, steps)
     ready = partial(prepare_fprop, x, w, bias, alpha, problem, relu=relu, precision=precision)
     if config is None:
         config = pick(
@@ -70,9 +72,9 @@ def fprop(
             default=partial(tuning.default, precision=precision),
             plan=lambda config: ready(config=config)[1],
         )
-    y, launches = ready(config=config)
+    y, launches = ready(config=config, steps=steps)
     for launch in launches:
-        launch.run()
+        steps.launch(launch)
     return y
 
 
@@ -86,9 +88,10 @@ def prepare_fprop(
     relu: bool = False,
     precision: str = "ieee",
     config: Config,
+    steps: Plan | None = None,
 ) -> tuple[Tensor, list[Launch]]:
     """The output, still empty, and the launches of :func:`fprop` that fill it; ``x`` and ``w`` are channels-last."""
-    y = torch.empty(problem.output_shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    y = (steps or Plan()).new(empty(problem.output_shape, x))
     return y, plan_fprop(x, w, y, bias, alpha, problem, relu=relu, precision=precision, config=config)
 
 

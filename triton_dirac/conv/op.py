@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,24 +12,26 @@ from torch.utils.flop_counter import register_flop_formula
 
 from triton_dirac.conv import torch_backend
 from triton_dirac.conv.dgrad import dgrad
+from triton_dirac.conv.direct import channels_last
 from triton_dirac.conv.fprop import fprop
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad import wgrad
 from triton_dirac.identity_term import diagonal
 from triton_dirac.runtime.autotune import choose
+from triton_dirac.runtime.plan import Plan
+from triton_dirac.runtime.planned import Planned
 from triton_dirac.runtime.register import (
     GEOMETRY,
     define,
+    entry,
     may_launch,
+    planned_run,
     register_autocast,
     register_gradient,
-    short_cut,
+    through,
     twin_gradient,
 )
-from triton_dirac.runtime.replay import outputs_of
 from triton_dirac.runtime.targets import target_of
-
-Run = Callable[[], Tensor]
 
 
 class ConvSettings(NamedTuple):
@@ -91,32 +93,42 @@ def _launched_precision(precision: str, like: Tensor) -> str:
 
 
 def _fastest(
-    what: str, problem: ConvProblem, image: Tensor, precision: str, auto: bool, ours: Run, torchs: Run
+    what: str,
+    problem: ConvProblem,
+    tensors: Sequence[Tensor | None],
+    precision: str,
+    auto: bool,
+    steps: Plan,
+    ours: Callable[[Plan], Tensor],
+    torchs: Callable[..., Tensor],
 ) -> Tensor:
-    """ours(), or torchs() (cuDNN) where ``auto`` may choose and it was measured to be faster for this problem.
+    """ours(steps), or torchs(*tensors) (cuDNN) where ``auto`` may choose and it was measured to be faster.
 
     torch multiplies as its own switch says, so it is a candidate only where that is the precision asked for.
     """
-    if not auto or precision != _launched_precision("default", image):
-        return ours()
-    names = {"triton": ours, "torch": torchs}
-    arguments = (f"{what} backend", problem, image.dtype, image.device, precision)
-    return names[choose(*arguments, candidates=lambda: names, default="triton")]()
+    first: Tensor = tensors[0]  # type: ignore[assignment]
+    if auto and precision == _launched_precision("default", first):
+        candidates = {"triton": lambda: ours(Plan()), "torch": lambda: torchs(*tensors)}
+        arguments = (f"{what} backend", problem, first.dtype, first.device, precision)
+        if choose(*arguments, candidates=lambda: candidates, default="triton") == "torch":
+            return steps.do(torchs, *tensors)
+    return ours(steps)
 
 
-def run(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto):
+def plan_conv(
+    steps: Plan, image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto
+) -> Tensor:
     problem = problem_of(image.shape, weight.shape, stride, padding, dilation, groups)
     precision = _launched_precision(precision, image)
 
-    def ours() -> Tensor:
-        return fprop(image, weight, bias, alpha, problem, relu=relu, precision=precision)
+    def ours(steps: Plan) -> Tensor:
+        return fprop(image, weight, bias, alpha, problem, relu=relu, precision=precision, steps=steps)
 
-    def torchs() -> Tensor:
-        native = image.contiguous(memory_format=torch.channels_last)
-        return torch_backend.conv2d(native, weight, bias, alpha, problem, relu=relu)
+    def torchs(image, weight, bias, alpha) -> Tensor:
+        return torch_backend.conv2d(channels_last(image), weight, bias, alpha, problem, relu=relu)
 
     what = "conv_fprop" + "".join(f"+{name}" for name, on in (("alpha", alpha is not None), ("relu", relu)) if on)
-    return _fastest(what, problem, image, precision, auto, ours, torchs)
+    return _fastest(what, problem, (image, weight, bias, alpha), precision, auto, steps, ours, torchs)
 
 
 def fake(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto):
@@ -124,18 +136,20 @@ def fake(image, weight, bias, alpha, stride, padding, dilation, groups, relu, pr
     return _channels_last(problem.output_shape, image)
 
 
-def dgrad_run(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision, auto):
+def plan_dgrad(
+    steps: Plan, grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision, auto
+) -> Tensor:
     problem = problem_of(image_shape, weight.shape, stride, padding, dilation, groups)
     precision = _launched_precision(precision, grad)
 
-    def ours() -> Tensor:
-        return dgrad(grad, weight, alpha, problem, precision=precision)
+    def ours(steps: Plan) -> Tensor:
+        return dgrad(grad, weight, alpha, problem, precision=precision, steps=steps)
 
-    def torchs() -> Tensor:
-        native = grad.contiguous(memory_format=torch.channels_last)
-        return torch_backend.conv_dgrad(native, weight, alpha, problem)
+    def torchs(grad, weight, alpha) -> Tensor:
+        return torch_backend.conv_dgrad(channels_last(grad), weight, alpha, problem)
 
-    return _fastest("conv_dgrad" if alpha is None else "conv_dgrad+alpha", problem, grad, precision, auto, ours, torchs)
+    what = "conv_dgrad" if alpha is None else "conv_dgrad+alpha"
+    return _fastest(what, problem, (grad, weight, alpha), precision, auto, steps, ours, torchs)
 
 
 def _dgrad_fake(grad, weight, alpha, image_shape, stride, padding, dilation, groups, precision, auto):
@@ -147,18 +161,19 @@ def _dgrad_twin(grad, weight, alpha, image_shape, stride, padding, dilation, gro
     return torch_backend.conv_dgrad(grad, weight, alpha, problem)
 
 
-def wgrad_run(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision, auto):
+def plan_wgrad(
+    steps: Plan, grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision, auto
+) -> Tensor:
     problem = problem_of(image.shape, weight_shape, stride, padding, dilation, groups)
     precision = _launched_precision(precision, grad)
 
-    def ours() -> Tensor:
-        return wgrad(grad, image, problem, dtype=dtype, precision=precision)
+    def ours(steps: Plan) -> Tensor:
+        return wgrad(grad, image, problem, dtype=dtype, precision=precision, steps=steps)
 
-    def torchs() -> Tensor:
-        dy, x = (t.contiguous(memory_format=torch.channels_last) for t in (grad, image))
-        return torch_backend.conv_wgrad(dy, x, problem).to(dtype)
+    def torchs(grad, image) -> Tensor:
+        return torch_backend.conv_wgrad(channels_last(grad), channels_last(image), problem).to(dtype)
 
-    return _fastest("conv_wgrad", problem, grad, precision, auto, ours, torchs)
+    return _fastest("conv_wgrad", problem, (grad, image), precision, auto, steps, ours, torchs)
 
 
 def _wgrad_fake(grad, image, weight_shape, dtype, stride, padding, dilation, groups, precision, auto):
@@ -170,22 +185,27 @@ def _wgrad_twin(grad, image, weight_shape, dtype, stride, padding, dilation, gro
     return torch_backend.conv_wgrad(grad, image, problem).to(dtype)
 
 
+def _plan_outputs(steps: Plan, *arguments) -> tuple[Tensor]:
+    return (plan_conv(steps, *arguments),)
+
+
+_forward = Planned(_plan_outputs)
 _conv2d_op = define(
     f"conv2d(Tensor image, Tensor weight, Tensor? bias, Tensor? alpha, {GEOMETRY}, bool relu, "
     "str precision, bool auto) -> Tensor",
-    run,
+    planned_run(_forward, tensors=4),
     fake,
 )
 conv_dgrad = define(
     f"conv_dgrad(Tensor grad, Tensor weight, Tensor? alpha, SymInt[] image_shape, {GEOMETRY}, "
     "str precision, bool auto) -> Tensor",
-    dgrad_run,
+    planned_run(Planned(lambda *arguments: (plan_dgrad(*arguments),)), tensors=3),
     _dgrad_fake,
 )
 conv_wgrad = define(
     f"conv_wgrad(Tensor grad, Tensor image, SymInt[] weight_shape, ScalarType dtype, {GEOMETRY}, "
     "str precision, bool auto) -> Tensor",
-    wgrad_run,
+    planned_run(Planned(lambda *arguments: (plan_wgrad(*arguments),)), tensors=2),
     _wgrad_fake,
 )
 
@@ -197,30 +217,37 @@ def _conv_setup(ctx, inputs, output):
 
 def _keep(ctx, image, weight, bias, alpha, settings: ConvSettings, output) -> None:
     """What the backward needs."""
-    ctx.settings = settings
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.settings = settings, None if bias is None else bias.dtype
     ctx.save_for_backward(image, weight, alpha, output if settings.relu else None)
 
 
-def _conv_gradients(ctx, grad):
-    """Of image, weight, bias and alpha."""
-    s = ctx.settings
-    image, weight, alpha, output = ctx.saved_tensors
-    need_image, need_weight, need_bias, need_alpha = ctx.needs_input_grad[:4]
+def _plan_gradients(steps: Plan | None, grad, image, weight, alpha, output, s: ConvSettings, bias_dtype, needed):
+    """Of image, weight, bias and alpha, where needed; without ``steps`` by operators, for whoever looks on."""
+    do, dgrad, wgrad = through(steps, (plan_dgrad, conv_dgrad), (plan_wgrad, conv_wgrad))
+    need_image, need_weight, need_bias, need_alpha = needed
     if s.relu:
-        grad = torch.ops.aten.threshold_backward(grad, output, 0)
-    direct = may_launch(grad, image, weight)
+        grad = do(partial(torch.ops.aten.threshold_backward, threshold=0), grad, output)
     rest = (*s.geometry, s.precision, s.auto)
     dimage = dweight = dbias = dalpha = None
     if need_image:
-        dimage = (dgrad_run if direct else conv_dgrad)(grad, weight, alpha, image.shape, *rest)
+        dimage = dgrad(grad, weight, alpha, tuple(image.shape), *rest)
     if need_weight:
-        dweight = (wgrad_run if direct else conv_wgrad)(grad, image, weight.shape, weight.dtype, *rest)
+        dweight = wgrad(grad, image, tuple(weight.shape), weight.dtype, *rest)
     if need_bias:
-        dbias = bias_gradient(grad, ctx.bias_dtype)
+        dbias = do(partial(bias_gradient, dtype=bias_dtype), grad)
     if need_alpha:
-        dalpha = _alpha_gradient(grad, image, weight, alpha, dweight, s.geometry)
+        dalpha = do(partial(_alpha_gradient, geometry=s.geometry), grad, image, weight, alpha, dweight)
     return dimage, dweight, dbias, dalpha
+
+
+_backward = Planned(_plan_gradients)
+
+
+def _conv_gradients(ctx, grad):
+    tensors, settings = (grad, *ctx.saved_tensors), (*ctx.settings, tuple(ctx.needs_input_grad[:4]))
+    if may_launch(grad, *tensors[1:3]):
+        return _backward(tensors, settings)
+    return _plan_gradients(None, *tensors, *settings)
 
 
 def _conv_backward(ctx, grad):
@@ -280,17 +307,13 @@ def _conv_autocast(dtype: torch.dtype, image, weight, *rest) -> tuple:
 register_autocast("conv2d", _conv2d_op, _conv_autocast)
 
 
-def _outputs(*arguments) -> tuple[Tensor]:
-    return (run(*arguments),)
-
-
 class _Conv2d(torch.autograd.Function):
-    """The operator below the dispatcher, in full or as a replay."""
+    """The operator below the dispatcher."""
 
     @staticmethod
-    def forward(ctx, image, weight, bias, alpha, settings, options, replay):
+    def forward(ctx, image, weight, bias, alpha, plan, settings, options):
         tensors = (image, weight, bias, alpha)
-        (output,) = outputs_of(_outputs, tensors, settings, options, replay, usual=1)
+        (output,) = plan.run(tensors) if plan is not None else _forward.first(tensors, options, settings)
         _keep(ctx, *tensors, settings, output)
         return output
 
@@ -299,5 +322,5 @@ class _Conv2d(torch.autograd.Function):
         return *_conv_gradients(ctx, grad), None, None, None
 
 
-# relu?(conv(x, w) + bias + alpha * x[centre tap]), differentiable; tensors are (x, w, bias, alpha), as checked.
-conv2d, replay_conv2d = short_cut(_Conv2d, _conv2d_op)
+# relu?(conv(x, w) + bias + alpha * x[centre tap]), differentiable; tensors are (x, w, bias, alpha).
+conv2d_again, conv2d = entry(_Conv2d, _forward, _conv2d_op)

@@ -30,7 +30,7 @@ import triton
 
 from triton_dirac.runtime import compiled_cache, timings
 from triton_dirac.runtime.compile_ahead import Plan, compile_ahead
-from triton_dirac.runtime.launch import Launch, unrecorded
+from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.measure import measure
 from triton_dirac.runtime.targets import Target, target_of
 
@@ -197,7 +197,7 @@ def _fastest(
         # A time is fairest beside the one that it has to beat.
         rival = sorted(known, key=known.__getitem__)[:1]
         asked = (*unknown, *rival)
-        with unrecorded(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             measured = (measure or partial(_measure, device=device, plans=plans))({n: runs[n] for n in asked}, entry)
         known |= measured
         if measured:

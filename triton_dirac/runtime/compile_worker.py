@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.launchers import build_launcher
 from triton_dirac.runtime.specialise import specialise, with_kernel, without_tensors
 from triton_dirac.runtime.targets import Target
 from triton_dirac.runtime.workers import serve
@@ -20,7 +21,8 @@ def request(launch: Launch, target: Target) -> dict[str, Any]:
 
 def answer(asked: dict[str, Any]) -> dict[str, Any]:
     launch, target = pickle.loads(base64.b64decode(asked["launch"]))
-    specialise(with_kernel(launch), target).compile()
+    specialised = specialise(with_kernel(launch), target)
+    build_launcher(specialised.source, specialised.compile())
     return {"ok": True}
 
 

@@ -10,13 +10,15 @@ costs more host time than the launch, when nothing needs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from triton_dirac.runtime.tracing import is_plain
+from triton_dirac.runtime.plan import Plan, Tensors
+from triton_dirac.runtime.planned import Planned
+from triton_dirac.runtime.tracing import is_observed, is_plain
 
 NAMESPACE = "triton_dirac"
 GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
@@ -31,6 +33,24 @@ def define(signature: str, run: Callable, fake: Callable) -> Callable:
         library.impl(name, run, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def planned_run(planned: Planned, tensors: int) -> Callable:
+    """What ``define`` runs: a planned function of ``tensors`` tensors and settings."""
+
+    def run(*arguments):
+        settings = tuple(tuple(value) if isinstance(value, list) else value for value in arguments[tensors:])
+        outputs = planned(arguments[:tensors], settings)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    return run
+
+
+def through(steps: Plan | None, *ways: tuple[Callable, Callable]) -> list[Callable]:
+    """``do`` and what is done: the first of each way with ``steps`` to note it in, or the second, an operator."""
+    if steps is None:
+        return [lambda function, *arguments: function(*arguments), *(operator for _, operator in ways)]
+    return [steps.do, *(partial(planning, steps) for planning, _ in ways)]
 
 
 def register_gradient(name: str, backward: Callable, setup_context: Callable) -> None:
@@ -83,27 +103,34 @@ def twin_gradient(twin: Callable) -> tuple[Callable, Callable]:
     return backward, setup_context
 
 
-def short_cut(function: type[torch.autograd.Function], operator: Callable[..., Tensor]) -> tuple[Callable, Callable]:
-    """(call, again): an operator's eager entry points, by an autograd.Function of its tensors, settings, options and
-    replay that does the same below the dispatcher.
+def entry(function: type[torch.autograd.Function], forward: Planned, operator: Callable[..., Tensor]):
+    """(again, call): an operator's entry points for eager code, by an autograd.Function that does the same below the
+    dispatcher, of its tensors and (plan, settings, options).
 
-    ``call(tensors, settings, options=None)``: ``options`` are the caller's arguments, by which ``replay.find`` finds
-    the call when it comes again, if it is to. ``again(tensors, replay)``: on tensors that ``replay`` fits.
+    ``again(tensors, options)``: the output of a call that is known, None of one that is not. ``call(tensors, settings,
+    options)``: of a checked one; ``options`` are the caller's arguments, by which it is known when it comes again.
     """
-    # function.apply without its search for functorch's wrappers, which is_plain has excluded.
+    # function.apply without its search for functorch's wrappers, which is_observed has excluded.
     apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
-    def call(tensors: tuple[Tensor | None, ...], settings: tuple, options: tuple | None = None) -> Tensor:
-        if torch.compiler.is_compiling() or not is_plain(*tensors):
+    def again(tensors: Tensors, options: Hashable) -> Tensor | None:
+        if options is None or is_observed():
+            return None
+        plan = forward.find(tensors, options)
+        if plan is None:
+            return None
+        if plan.trained and torch.is_grad_enabled():
+            return apply(*tensors, plan, plan.settings, options)
+        return plan.run(tensors)[0]
+
+    def call(tensors: Tensors, settings: tuple, options: Hashable = None) -> Tensor:
+        if is_observed() or not is_plain(*tensors):
             return operator(*tensors, *settings)
-        return apply(*tensors, settings, options, None)
+        return apply(*tensors, None, settings, options or settings)
 
-    def again(tensors: tuple[Tensor | None, ...], replay: Any) -> Tensor:
-        return apply(*tensors, replay.settings, None, replay)
-
-    return call, again
+    return again, call
 
 
 def may_launch(*tensors: Tensor | None) -> bool:
     """Whether a kernel may be launched at once: no gradient is being recorded and nothing is tracing."""
-    return not torch.is_grad_enabled() and is_plain(*tensors)
+    return not torch.is_grad_enabled() and not is_observed() and is_plain(*tensors)

@@ -1,7 +1,4 @@
-"""What was found out about a call, for the next one like it.
-
-Checking and planning cost the host several times what launching does, and a training step repeats its few calls.
-"""
+"""What was found out about a call, for the next one like it."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 
 def _make_guard_of() -> Callable[[Sequence[Tensor]], Any] | None:
@@ -22,10 +18,10 @@ def _make_guard_of() -> Callable[[Sequence[Tensor]], Any] | None:
         def guard_of(tensors: Sequence[Tensor]) -> Any:
             return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
 
-        one = torch.empty(2, 3)
+        one = torch.empty(2, 3, device="cpu")
         others = (one.t(), one.double(), one.new_empty(2, 2), one.to("meta"), one.clone().requires_grad_())
         guard = guard_of([one])
-        works = guard.check(torch.zeros(2, 3)) and not any(guard.check(other) for other in others)
+        works = guard.check(one.clone()) and not any(guard.check(other) for other in others)
     except (ImportError, TypeError, RuntimeError):
         return None
     return guard_of if works else None
@@ -42,18 +38,16 @@ class Remembered(Generic[Value]):
     tells it: also of transforms and modes that were at work. Holds no tensor."""
 
     def __init__(self) -> None:
-        self._values: dict[Hashable, list[tuple[Any, Value]]] = {}
+        self._values: dict[Hashable, list[tuple[Callable[..., bool], Value]]] = {}
 
     def find(self, key: Hashable, tensors: Sequence[Tensor]) -> Value | None:
-        """The value kept for tensors like these, or None. Not for code that torch.compile traces."""
-        if forward_ad._current_level >= 0:
-            return None
+        """The value kept for tensors like these, or None. Not for code that somebody traces: see ``observed``."""
         try:
             alike = self._values[key]
         except (KeyError, TypeError):  # a list among the options has no hash
             return None
-        for guard, value in alike:
-            if guard.check(*tensors):
+        for is_like, value in alike:
+            if is_like(*tensors):
                 return value
         return None
 
@@ -67,8 +61,8 @@ class Remembered(Generic[Value]):
             return
         if alike is None and len(self._values) >= MOST_KEYS:
             self._values.clear()
-        others = [kept for kept in alike or () if not kept[0].check(*tensors)]
-        self._values[key] = [*others[1 - MOST_ALIKE :], (guard_of(tensors), value)]
+        others = [kept for kept in alike or () if not kept[0](*tensors)]
+        self._values[key] = [*others[1 - MOST_ALIKE :], (guard_of(tensors).check, value)]
 
     def __len__(self) -> int:
         return len(self._values)

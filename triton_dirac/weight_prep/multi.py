@@ -217,10 +217,10 @@ def weight_prep_multi(
     ``channels_last`` None keeps each weight's layout. outs
     are views of one allocation. norms: bytes, for ``weight_prep_multi_backward`` only.
     """
+    layers = [_dense_layer(layer) for layer in layers]  # copies, of which the launch has only addresses, live till then
     launches, outs, norms = plan_weight_prep_multi(
-        [_dense_layer(layer) for layer in layers],
-        eps=eps, identity=identity, dtype=dtype, channels_last=channels_last, groups=groups, tables=tables,
-    )  # fmt: skip
+        layers, eps=eps, identity=identity, dtype=dtype, channels_last=channels_last, groups=groups, tables=tables
+    )
     for launch in launches:
         launch.run()
     return outs, norms
@@ -241,7 +241,7 @@ def weight_prep_multi_backward(
     All are views of two allocations, but for gradients of shape (1,), which cost a sum each.
     """
     layers = [_dense_layer(layer) for layer in layers]
-    grads = [dense(grad) for grad in grads]
+    grads = [dense(grad.resolve_neg()) for grad in grads]  # a kernel reads what is in memory
     launches, dweights, drows = plan_weight_prep_multi_backward(
         grads, layers, norms, eps=eps, identity=identity, groups=groups, tables=tables
     )

@@ -7,24 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from triton_dirac.runtime.register import define, is_plain, may_launch, register_gradient, twin_gradient
+from triton_dirac.runtime.plan import Plan
+from triton_dirac.runtime.planned import Planned
+from triton_dirac.runtime.register import define, may_launch, planned_run, register_gradient, twin_gradient
+from triton_dirac.runtime.tracing import is_observed, is_plain
 from triton_dirac.weight_prep import single as kernels
 from triton_dirac.weight_prep import torch_backend
 from triton_dirac.weight_prep.multi import weight_prep_multi, weight_prep_multi_backward
 from triton_dirac.weight_prep.net_node import Kept, Layer, layers_of, prepare_trained_apart, trained_and_frozen
 
 
-def run(weight, alpha, beta, eps, identity, dtype, channels_last, groups):
-    return kernels.weight_prep(
-        weight,
-        alpha,
-        beta,
-        eps=eps,
-        identity=identity,
-        dtype=dtype,
-        channels_last=channels_last,
-        groups=groups,
-    )
+def plan_prep(steps: Plan, weight, alpha, beta, eps, identity, dtype, channels_last, groups) -> tuple[Tensor, Tensor]:
+    layout = {"dtype": dtype, "channels_last": channels_last}
+    return kernels.weight_prep(weight, alpha, beta, eps=eps, identity=identity, groups=groups, steps=steps, **layout)
 
 
 def fake(weight, alpha, beta, eps, identity, dtype, channels_last, groups):
@@ -32,8 +27,9 @@ def fake(weight, alpha, beta, eps, identity, dtype, channels_last, groups):
     return out, weight.new_empty((weight.shape[0],), dtype=kernels.norm_dtype(weight.dtype))
 
 
-def backward_run(grad, weight, alpha, beta, norm, eps, identity, groups):
-    return kernels.weight_prep_backward(grad, weight, alpha, beta, norm, eps=eps, identity=identity, groups=groups)
+def plan_backward(steps: Plan, grad, weight, alpha, beta, norm, eps, identity, groups) -> tuple[Tensor, ...]:
+    arguments = (grad, weight, alpha, beta, norm)
+    return kernels.weight_prep_backward(*arguments, eps=eps, identity=identity, groups=groups, steps=steps)
 
 
 def backward_fake(grad, weight, alpha, beta, norm, eps, identity, groups):
@@ -47,16 +43,17 @@ def backward_twin(grad, weight, alpha, beta, norm, eps, identity, groups):
     )
 
 
+_forward, _gradients = Planned(plan_prep), Planned(plan_backward)
 _weight_prep_op = define(
     "weight_prep(Tensor weight, Tensor alpha, Tensor beta, float eps, bool identity, ScalarType dtype, "
     "bool channels_last, SymInt groups) -> (Tensor, Tensor)",
-    run,
+    planned_run(_forward, tensors=3),
     fake,
 )
 weight_prep_backward = define(
     "weight_prep_backward(Tensor grad, Tensor weight, Tensor alpha, Tensor beta, Tensor norm, float eps, "
     "bool identity, SymInt groups) -> (Tensor, Tensor, Tensor)",
-    backward_run,
+    planned_run(_gradients, tensors=5),
     backward_fake,
 )
 
@@ -68,9 +65,9 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad, _):
-    weight, alpha, beta, norm = ctx.saved_tensors
-    backward = backward_run if may_launch(grad, weight) else weight_prep_backward
-    gradients = backward(grad, weight, alpha, beta, norm, ctx.eps, ctx.identity, ctx.groups)
+    tensors, settings = (grad, *ctx.saved_tensors), (ctx.eps, ctx.identity, ctx.groups)
+    direct = may_launch(grad, tensors[1])
+    gradients = _gradients(tensors, settings) if direct else weight_prep_backward(*tensors, *settings)
     return *gradients, None, None, None, None, None
 
 
@@ -84,7 +81,7 @@ class _WeightPrep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *arguments):
-        output = run(*arguments)
+        output = tuple(_forward(arguments[:3], arguments[3:]))
         _setup(ctx, arguments, output)
         return output
 
@@ -94,7 +91,7 @@ class _WeightPrep(torch.autograd.Function):
 def weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups) -> Tensor:
     """The prepared weight, differentiable; arguments as ``triton_dirac.functional.dirac_weight`` checked them."""
     arguments = (weight, alpha, beta, eps, identity, dtype, channels_last, groups)
-    if torch.compiler.is_compiling() or not is_plain(weight, alpha, beta):
+    if is_observed() or not is_plain(weight, alpha, beta):
         return _weight_prep_op(*arguments)[0]
     return _WeightPrep.apply(*arguments)[0]
 

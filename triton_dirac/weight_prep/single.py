@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.plan import Plan
 from triton_dirac.weight_prep.rows import backward_rows, prepare_rows
 
 # Warps and tile depend on the row alone and nothing is contracted, so that a row is summed in the same order
@@ -216,6 +217,7 @@ def weight_prep(
     dtype: torch.dtype | None = None,
     channels_last: bool = False,
     groups: int = 1,
+    steps: Plan | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(What, norm): What as ``reference.dirac_weight`` has it, norm = ||W_k||_2 unclamped, for the backward.
 
@@ -223,12 +225,13 @@ def weight_prep(
     ``dtype`` (weight's if None) and the layout OIHW, or OHWI for ``channels_last``. norm: (K,) float32,
     float64 for float64 weights. ``identity=False`` leaves the identity term out (alpha is then not read).
     """
-    weight = dense(weight)
-    out = empty_filters(tuple(weight.shape), channels_last, dtype or weight.dtype, weight.device)
-    norm = torch.empty(weight.shape[0], dtype=norm_dtype(weight.dtype), device=weight.device)
-    alpha, beta = alpha.contiguous(), beta.contiguous()
+    steps = steps or Plan()
+    weight = steps.do(dense, weight)
+    out = steps.new(empty_filters(tuple(weight.shape), channels_last, dtype or weight.dtype, weight.device))
+    norm = steps.new(torch.empty(weight.shape[0], dtype=norm_dtype(weight.dtype), device=weight.device))
+    alpha, beta = steps.do(Tensor.contiguous, alpha), steps.do(Tensor.contiguous, beta)
     for launch in plan_weight_prep(weight, alpha, beta, out, norm, eps=eps, identity=identity, groups=groups):
-        launch.run()
+        steps.launch(launch)
     return out, norm
 
 
@@ -242,6 +245,7 @@ def weight_prep_backward(
     eps: float = 1e-12,
     identity: bool = True,
     groups: int = 1,
+    steps: Plan | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dweight, dalpha, dbeta) for grad = dL/dWhat, any float dtype and layout; norm is ``weight_prep``'s.
 
@@ -249,16 +253,18 @@ def weight_prep_backward(
     (1,) the filters' gradients are summed in norm's dtype. With ``identity=False`` dalpha is 0; in the split
     form, where the convolution adds the identity, keep ``identity=True``: grad is that of What all the same.
     """
-    grad, weight, beta = dense(grad), dense(weight), beta.contiguous()
-    dweight = torch.empty_like(weight)
+    steps = steps or Plan()
+    grad, weight, beta = steps.do(dense, grad), steps.do(dense, weight), steps.do(Tensor.contiguous, beta)
+    dweight = steps.new(torch.empty_like(weight))
     dalpha, dbeta = (
-        norm.new_empty(norm.shape, dtype=p.dtype if p.numel() == norm.numel() else norm.dtype) for p in (alpha, beta)
+        steps.new(norm.new_empty(norm.shape, dtype=p.dtype if p.numel() == norm.numel() else norm.dtype))
+        for p in (alpha, beta)
     )
     for launch in plan_weight_prep_backward(
         grad, weight, beta, norm, dweight, dalpha, dbeta, eps=eps, identity=identity, groups=groups
     ):
-        launch.run()
-    return dweight, shared_sum(dalpha, alpha), shared_sum(dbeta, beta)
+        steps.launch(launch)
+    return dweight, steps.do(shared_sum, dalpha, alpha), steps.do(shared_sum, dbeta, beta)
 
 
 def shared_sum(per_filter: Tensor, parameter: Tensor) -> Tensor:
