@@ -38,17 +38,21 @@ def max_error(result: Tensor, truth: Tensor) -> float:
 
 
 def check(
-    results: Mapping[str, Value], truth: Mapping[str, Value], torch_errors: Mapping[str, Sequence[float]], dtype: str
+    results: Mapping[str, Value],
+    truth: Mapping[str, Value],
+    torch_errors: Mapping[str, float] | Mapping[str, Sequence[float]],
+    dtype: str,
 ) -> list[Error]:
     """One Error for each result in ``truth``: passed if error <= 2 * torch_error + rounding * scale.
 
-    Of a result with several parts, the part that comes nearest to what is allowed, or goes furthest beyond it.
+    Of a result with several parts, the part that comes nearest to what is allowed, or goes furthest beyond it; each
+    part has a torch_error of its own.
     """
     return [
         max(
             (
                 _error(name, *of_part, dtype)
-                for of_part in zip(parts(results[name]), parts(true), torch_errors[name], strict=True)
+                for of_part in zip(parts(results[name]), parts(true), _each(torch_errors[name]), strict=True)
             ),
             key=_beside_torch,
         )
@@ -58,6 +62,10 @@ def check(
 
 def parts(value: Value) -> Sequence[Tensor]:
     return (value,) if isinstance(value, Tensor) else value
+
+
+def _each(torch_error: float | Sequence[float]) -> Sequence[float]:
+    return (torch_error,) if isinstance(torch_error, float) else torch_error
 
 
 def _error(tensor: str, result: Tensor, true: Tensor, torch_error: float, dtype: str) -> Error:

@@ -14,6 +14,7 @@ from bench.suite import STORAGE, Row
 SUITES = (
     ("conv", "*"),
     ("training_step", "*"),
+    ("training_step", "*"),
     ("weight_prep_nets", "forward_backward"),
     ("dirac_block", "forward_backward"),
     ("weight_prep_nets", "forward"),

@@ -23,7 +23,21 @@ from bench.results import KINDS, Entries, dense
 
 Key = tuple[str, ...]
 # A journal goes on where these parts of its environment are the same.
-SAME = ("gpu", "driver", "torch", "triton", "cuda", "cudnn", "cpu", "threads", "python", "code", "batch", "contenders")
+SAME = (
+    "gpu",
+    "driver",
+    "torch",
+    "triton",
+    "cuda",
+    "cudnn",
+    "cpu",
+    "threads",
+    "python",
+    "code",
+    "batch",
+    "contenders",
+    "without",
+)
 
 
 class JournalError(Exception):

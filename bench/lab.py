@@ -235,7 +235,7 @@ class Lab:
     def environment(self) -> dict[str, Any]:
         clocks_now = environment.clocks() if self.on_gpu else None
         found = environment.environment(self._command, self.clocks_before, clocks_now, self.load_before)
-        asked = {"batch": self.selection.batch, "contenders": self.selection.contenders}
+        asked = {name: getattr(self.selection, name) for name in ("batch", "contenders", "without")}
         return {**found, **asked, "ceilings": self.ceilings, "warnings": self.warnings}
 
     def end(self) -> dict[str, Any]:

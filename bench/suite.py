@@ -141,7 +141,7 @@ class Suite:
     multiplies: bool = True
     launch_bytes: Callable[[Launch, Work], int] | None = None
     compared: Callable[[Results], Results] = as_they_are
-    sampler: Callable[[Mapping[str, Callable[[], Results]]], Mapping[str, Any]] | None = None
+    sampler: Callable[[Mapping[str, Callable[[], Any]]], dict[str, Any]] | None = None
 
     def work(self, problem: Any, dtype: str, direction: str, device: torch.device) -> Work:
         """The same numbers in every run on the same kind of device; none on "meta"."""

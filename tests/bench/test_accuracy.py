@@ -8,7 +8,7 @@ TRUE = torch.tensor([1.0, -4.0], dtype=torch.float64)
 
 
 def verdict(result, torch_error=0.0, dtype="float32"):
-    (error,) = check({"output": result}, {"output": TRUE}, {"output": [torch_error]}, dtype)
+    (error,) = check({"output": result}, {"output": TRUE}, {"output": torch_error}, dtype)
     return error
 
 
@@ -34,6 +34,12 @@ def test_nan_wrong_shape_and_infinity_never_pass():
 
 def test_empty_tensors_are_equal():
     assert max_error(torch.ones(0, 3), torch.ones(0, 3).double()) == 0.0
+
+
+def test_of_several_parts_the_worst_decides():
+    parts, errors = (TRUE, TRUE + 0.5, TRUE), {"output": [0.1, 0.2, 0.1]}
+    (error,) = check({"output": parts}, {"output": (TRUE, TRUE, TRUE)}, errors, "float32")
+    assert (error.error, error.torch_error, error.passed) == (0.5, 0.2, False)
 
 
 def test_failures_name_the_tensor_and_its_error():

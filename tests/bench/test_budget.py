@@ -5,14 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import test_conv, test_dirac_block, test_weight_prep, test_weight_prep_nets
+from bench import test_conv, test_dirac_block, test_training_step, test_weight_prep, test_weight_prep_nets
 from bench.budget import ENDING, UNSEEN, Budget, worth
 from bench.journal import Journal
 from bench.lab import Lab
 from bench.options import Selection
 from bench.results import KINDS
 
-SUITES = (test_conv.SUITE, test_dirac_block.SUITE, test_weight_prep.SUITE, test_weight_prep_nets.SUITE)
+MODULES = (test_conv, test_dirac_block, test_weight_prep, test_weight_prep_nets, test_training_step)
+SUITES = tuple(module.SUITE for module in MODULES)
 KEY = ("conv", "fprop", "DiracNet-18", "64x56x56-64 3x3", "bfloat16")
 
 
@@ -45,7 +46,7 @@ def test_training_shapes_in_bfloat16_against_cudnn_come_first(order):
     assert [row.pass_ for row in conv[:3]] == ["fprop", "dgrad", "wgrad"]
     assert len({row.subject for row in conv[:3]}) == 1
     assert {"DiracNet-28-10", "DiracNet-18, DiracNet-34"} <= {row.subject.net for row in conv[:24]}
-    assert order[len(conv)].suite == "weight_prep_nets"
+    assert order[len(conv)].suite == "training_step"
 
 
 def test_rare_dtypes_come_last_and_stems_behind_the_layers_of_their_dtype(order):

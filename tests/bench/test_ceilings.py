@@ -89,6 +89,7 @@ def test_cudnn_searches_all_its_plans_as_ours_tries_all_its_configs(monkeypatch)
     assert (switch.benchmark, switch.benchmark_limit) == (True, 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+    monkeypatch.setattr(switch, "version", lambda: 91900)
     assert environment.environment("x", run=lambda command: None)["cudnn_benchmark_limit"] == 0
 
 

@@ -22,7 +22,7 @@ def test_nothing_given_selects_everything():
 
 def test_lists_are_split_at_commas_and_stripped():
     selection = Selection.of(Options(nets="DiracNet-18, DiracNet-34-2", dtypes="float32", contenders="a,,b", batch=4))
-    assert selection == Selection(("DiracNet-18", "DiracNet-34-2"), None, ("float32",), ("a", "b"), 4)
+    assert selection == Selection(("DiracNet-18", "DiracNet-34-2"), None, ("float32",), ("a", "b"), None, 4)
 
 
 @pytest.mark.parametrize(
