@@ -142,6 +142,13 @@ def result_files(directory: Path) -> list[Path]:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """The most of a few minutes on a GPU: nox -s gpu [-- --budget 9 --out DIR]; -- --rehearse on a machine without."""
+    out = () if "--out" in session.posargs else ("--out", str(LATEST / "gpu"))
+    session.run(lab(session), "-m", "bench.gpu", *out, *session.posargs, external=True)
+
+
+@nox.session
 def report(session: nox.Session) -> None:
     """Render a report again: nox -s report [-- RESULTS.json ... --output DIR]; reports/latest/ by default."""
     there = [str(file) for file in result_files(LATEST) if file.exists()]
