@@ -71,7 +71,7 @@ STAGES = (
         ("-m", "triton_dirac.tuning", "--nets", "DiracNet-28-10,DiracNet-18,DiracNet-34-2", "--dtypes", "bfloat16"),
         (
             *("-m", "triton_dirac.tuning", "--compile-only", "--target", "cuda:90", "--nets", "DiracNet-34-2"),
-            *("--dtypes", "bfloat16", "--limit", "4"),
+            *("--dtypes", "bfloat16", "--layers", "64x16x16-64", "--passes", "fprop", "--cache", "{work}/kernels"),
         ),
     ),
     Stage("conv", "convolutions against cuDNN", 80, 20, suite="bench/test_conv.py"),
@@ -84,7 +84,7 @@ STAGES = (
         "Inductor's and FlagGems' convolutions",
         50,
         25,
-        ("--contenders", "inductor", "flag_gems", "cudnn", "triton", "--dtypes", "bfloat16"),
+        ("--contenders", "inductor,flag_gems,cudnn,triton", "--dtypes", "bfloat16"),
         suite="bench/test_conv.py",
     ),
 )
