@@ -176,7 +176,7 @@ def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, ac
         raise ValueError(f"precision must be None or one of {names}, got {precision!r}")
     if input.dim() != 4:
         raise ValueError(f"input must have shape (N, C, H, W) or (C, H, W), got {tuple(input.shape)}")
-    traced = torch.compiler.is_compiling() or not is_plain(input, weight)  # sizes may be symbols, which have no hash
+    traced = not is_plain(input, weight)  # sizes may be symbols, which have no hash
     resolve = _resolve.__wrapped__ if traced else _resolve
     problem = resolve(
         tuple(input.shape),

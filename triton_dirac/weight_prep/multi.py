@@ -143,7 +143,9 @@ def _prepared(
         shared = alpha.numel() == 1, beta.numel() == 1
         aligned = (weight.data_ptr() | (grads[i].data_ptr() if grads else 0)) % 16 == 0
         dtypes = weight.dtype, alpha.dtype, beta.dtype, dtype
-        specs.append((tuple(weight.shape), group, *dtypes, *shared, is_channels_last(weight), last, aligned))
+        specs.append(
+            (tuple(weight.shape), group, *dtypes, *shared, is_channels_last(weight), last, aligned, weight.stride())
+        )
         told += [weight, grads[i] if grads else alpha, beta]
     plan, device = _plan(tuple(specs), grads is not None), layers[0][0].device
 
