@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent
 LAB = ROOT / ".nox" / "lab"
 LATEST = ROOT / "reports" / "latest"
 PREVIOUS = ROOT / "reports" / "previous"
+JOURNAL = "results.journal.jsonl"  # what --resume goes on with
 PROJECT = nox.project.load_toml("pyproject.toml")
 TORCH, TRITON = "2.13.0", "3.7.1"  # the pair that continuous integration runs
 
@@ -109,6 +110,8 @@ def bench(session: nox.Session) -> None:
         shutil.rmtree(PREVIOUS, ignore_errors=True)
         LATEST.rename(PREVIOUS)
     LATEST.mkdir(parents=True, exist_ok=True)
+    if "--resume" in session.posargs and (PREVIOUS / JOURNAL).exists():
+        shutil.copy2(PREVIOUS / JOURNAL, LATEST / JOURNAL)
     suites = ("-m", "pytest", "--benchmark-only", "--benchmark-quiet", "--tb=short")
     results, compiled, moved = result_files(LATEST)
     steps = {
@@ -155,3 +158,20 @@ def lint(session: nox.Session) -> None:
     session.run(python, "-m", "ruff", "check", ".", external=True)
     session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
     session.run(python, "-m", "mypy", external=True)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """2,000 new examples of the property-based tests. Arguments go to pytest: --hypothesis-seed repeats a run."""
+    session.run(
+        *(lab(session), "-m", "pytest", "tests/fuzz", "--hypothesis-profile", "fuzz"),
+        *("-n", "auto", "--dist", "worksteal", *session.posargs),
+        env={"OMP_NUM_THREADS": "1"},
+        external=True,
+    )
+
+
+@nox.session
+def versions(session: nox.Session) -> None:
+    """The tests on every supported pair of torch and Triton; arguments choose pairs and tests: tests/versions.py."""
+    session.run(sys.executable, "-m", "tests.versions", *session.posargs, external=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import signal
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,19 @@ import torch
 if not torch.cuda.is_available():  # before triton_dirac is imported: kernels read it when they are defined
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from bench import environment, networks, results
-from bench.contenders import CONTENDERS
+from bench.budget import Budget, worth
+from bench.contenders import CONV, DIRAC_BLOCK, WEIGHT_PREP
+from bench.journal import Journal, JournalError
 from bench.lab import Lab
-from bench.layers import NETS, layers
+from bench.layers import layers
+from bench.net_contenders import NET_WEIGHT_PREP
+from bench.net_training import TRAINING_STEP
+from bench.nets import NETS
 from bench.options import Selection, add_options, chosen, require_known
+from bench.results import ResultsFile
+from bench.suite import Suite
 from bench.timing import REPLAY
+from triton_dirac.runtime import files
 
 LAB = pytest.StashKey[Lab]()
 PARAMETERS = ("net", "layer", "dtype", "direction", "contender")
@@ -30,17 +41,72 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def lab_of(config: pytest.Config) -> Lab:
     if LAB not in config.stash:
-        if not config.pluginmanager.hasplugin("benchmark"):
-            raise pytest.UsageError("the suites need pytest-benchmark: pip install 'triton-dirac[bench]'")
-        selection = Selection.of(config)
-        require_known("--nets", selection.nets, tuple(NETS))
-        nets = (net for net in NETS if chosen(net, selection.nets))
-        require_known("--layers", selection.layers, [layer.name for net in nets for layer in layers(net)])
-        names = [contender.name for contender in CONTENDERS] + [contender.name for contender in networks.CONTENDERS]
-        require_known("--contenders", selection.contenders, names)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        config.stash[LAB] = Lab(selection, device)
+        config.stash[LAB] = _make_lab(config)
     return config.stash[LAB]
+
+
+def _make_lab(config: pytest.Config) -> Lab:
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("the suites need pytest-benchmark: pip install 'triton-dirac[bench]'")
+    selection = Selection.of(config)
+    require_known("--nets", selection.nets, tuple(NETS))
+    nets = (net for net in NETS if chosen(net, selection.nets))
+    require_known("--layers", selection.layers, [layer.name for net in nets for layer in layers(net)])
+    contenders = (*WEIGHT_PREP, *CONV, *DIRAC_BLOCK, *NET_WEIGHT_PREP, *TRAINING_STEP)
+    for option, patterns in (("--contenders", selection.contenders), ("--without", selection.without)):
+        require_known(option, patterns, [contender.name for contender in contenders])
+    minutes = config.getoption("budget")
+    is_timed = not any(config.getoption(option, None) for option in ("benchmark_disable", "numprocesses"))
+    path = _results_path(config) if is_timed else None
+    _require_writable("--benchmark-json", path)
+    journal = _journal(config, path) if is_timed else None
+    lab = Lab(
+        selection,
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        journal=journal,
+        budget=None if minutes is None else Budget(minutes),
+        file=ResultsFile(path) if path else None,
+        command=shlex.join(["pytest", *config.invocation_params.args]),
+    )
+    if journal and journal.environment and (differences := journal.differences(lab.environment())):
+        raise pytest.UsageError(
+            f"--resume: {journal.path} cannot be gone on with: {'; '.join(differences)}. Without --resume it moves "
+            "aside and everything is measured anew"
+        )
+    return lab
+
+
+def _results_path(config: pytest.Config) -> Path | None:
+    """``--benchmark-json``: a path, in older versions of pytest-benchmark an open file."""
+    target = config.getoption("benchmark_json", None)
+    return None if target is None else Path(getattr(target, "name", target) if not isinstance(target, Path) else target)
+
+
+def _require_writable(option: str, path: Path | None) -> None:
+    """A file is tried before hours of measuring, and its folder is made."""
+    if path is None:
+        return
+    try:
+        if path.parts[:1] == ("~",):  # no shell expands it after an =
+            raise NotADirectoryError("a folder named ~ is not the home directory")
+        files.require_writable(path)
+    except OSError as error:
+        problem = f"cannot be written ({error}); accepted is a file, there or to be made"
+        raise pytest.UsageError(f"{option} {path}: {problem}") from None
+
+
+def _journal(config: pytest.Config, results: Path | None) -> Journal | None:
+    beside = results.with_suffix(".journal.jsonl") if results else None
+    path, resume = config.getoption("journal") or beside, config.getoption("resume")
+    _require_writable("--journal", path)
+    if path is None:
+        if resume:
+            raise pytest.UsageError("--resume needs --benchmark-json FILE or --journal FILE: what is to go on?")
+        return None
+    try:
+        return Journal(path, resume)
+    except JournalError as error:
+        raise pytest.UsageError(f"--resume: {error}") from None
 
 
 @pytest.fixture(scope="session")
@@ -49,11 +115,12 @@ def lab(pytestconfig: pytest.Config) -> Lab:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "lab" not in metafunc.fixturenames:
+    if "layer" not in metafunc.fixturenames or "lab" not in metafunc.fixturenames:
         return
-    rows = list(lab_of(metafunc.config).rows(metafunc.module.SUITE))
-    values = [(layer.net, layer.name, *rest) for layer, *rest in rows]
-    metafunc.parametrize(PARAMETERS, values, ids=[" ".join(row) for row in values])
+    suite = metafunc.module.SUITE
+    rows = [(row.subject.net, row.subject.name, row.dtype, row.direction, contender)
+            for row, contender in lab_of(metafunc.config).rows(suite)]  # fmt: skip
+    metafunc.parametrize(PARAMETERS, rows, ids=[" ".join(row) for row in rows])
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -61,23 +128,66 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.benchmark(timer=REPLAY))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With a budget, the most worth first; what is no row of a suite keeps its order, behind them."""
+    if LAB not in config.stash or config.getoption("budget") is None:
+        return
+    lab = lab_of(config)
+
+    def order(item: pytest.Item) -> tuple[Any, ...]:
+        suite, place = getattr(getattr(item, "module", None), "SUITE", None), getattr(item, "callspec", None)
+        if not isinstance(suite, Suite) or place is None or "layer" not in place.params:
+            return (True,)
+        net, layer, dtype, direction, _ = (place.params[name] for name in PARAMETERS)
+        return False, *worth(lab.row(suite, net, layer, dtype, direction), lab.on_gpu)
+
+    items.sort(key=order)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict) -> None:
-    lab = lab_of(config)
-    command = shlex.join(["pytest", *config.invocation_params.args])
-    clocks_after = environment.clocks() if lab.on_gpu else None
-    output_json["environment"] = environment.environment(command, lab.clocks_before, clocks_after, lab.load_before)
-    output_json["not_run"] = lab.not_run
-    output_json["accuracy"] = lab.accuracy
-    output_json["counted"] = lab.counted
+    if LAB in config.stash:
+        output_json.update(lab_of(config).end())
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """One entry a line in the results file: a third of the size, and a diff that can be read."""
-    target = session.config.getoption("benchmark_json", default=None)
-    if LAB not in session.config.stash or target is None:
+    """One entry a line in the results file: a third of the size, and a diff that can be read.
+
+    pytest-benchmark has written it, unless nothing was timed: then it holds what was checked and what was not run.
+    """
+    if LAB not in session.config.stash:
         return
-    path = Path(getattr(target, "name", target) if not isinstance(target, Path) else target)
-    if path.exists():
-        results.compact(path)
+    lab = lab_of(session.config)
+    if lab.file and any(lab.results.values()):
+        lab.file.write(json.loads(lab.file.path.read_text()) if lab.has_ended else {**lab.end(), **lab.results})
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Options that are each known and select nothing together would pass: pytest skips an empty set of parameters."""
+    if LAB not in session.config.stash:
+        return
+    if not any(_measures(item) for item in session.items):
+        raise pytest.UsageError("the options together select no measurement in the suites that are named")
+    _end_on_sigterm(session.config)
+
+
+def _end_on_sigterm(config: pytest.Config) -> None:
+    """SIGTERM ends a run as Ctrl-C does: what was measured is written."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, interrupt)
+        config.add_cleanup(partial(_restore, before))
+
+
+def _restore(handler: Any) -> None:
+    signal.signal(signal.SIGTERM, handler)
+
+
+def _measures(item: pytest.Item) -> bool:
+    reasons = [str(mark.kwargs.get("reason", "")) for mark in item.iter_markers("skip")]
+    return "layer" in getattr(item, "fixturenames", ()) and not any("empty parameter set" in text for text in reasons)

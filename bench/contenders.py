@@ -9,7 +9,7 @@ asking for a backend: on a GPU the faster kernel, on a CPU the project's torch o
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor
 
 import triton_dirac
 from bench import peers
+from bench.compiled import compiled, compiled_for_all_sizes
 from bench.loaders import forced
 from bench.suite import Build, Contender, Results, Work, call_of
 
@@ -52,29 +53,6 @@ def weight_norm_weight(
     return prepared.to(dtype, memory_format=layout)
 
 
-@cache
-def _eager_weight_compiled_for_all_sizes() -> Callable[..., Tensor]:
-    """Compiled once, for sizes of any value. On a CPU a graph takes 10 s to compile, and there are 34."""
-    compiled = torch.compile(eager_weight, dynamic=True)
-    # Sizes that are equal in its first call, torch.compile takes to be equal always: K, C, R, S differ here.
-    shape = (24, 16, 3, 5)
-    leaves = [torch.ones(shape), torch.ones(24), torch.ones(24)]
-    delta, upstream = delta_of(shape), torch.ones(shape)
-
-    def prepare(weight: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-        return compiled(weight, alpha, beta, delta, torch.float32, LAST)
-
-    for direction in ("forward", "forward_backward"):
-        call_of(prepare, leaves, upstream, direction)()
-    return compiled
-
-
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``function`` compiled afresh for the sizes it will meet."""
-    torch.compiler.reset()  # each layer is one more graph of the same code, and torch keeps only eight
-    return torch.compile(function, dynamic=False)
-
-
 # --- weight preparation -----------------------------------------------------------------------------------
 
 
@@ -97,7 +75,10 @@ def _prep_eager(work: Work) -> Callable[..., Tensor]:
 
 def _prep_compile(work: Work) -> Callable[..., Tensor]:
     delta, dtype = _delta(work), work.storage
-    chain = _compiled(eager_weight) if work.device.type == "cuda" else _eager_weight_compiled_for_all_sizes()
+    if work.device.type == "cuda":
+        chain = compiled(eager_weight, dynamic=False)
+    else:
+        chain = compiled_for_all_sizes(eager_weight, dtype, LAST, work.device)
     return lambda weight, alpha, beta: chain(weight, alpha, beta, delta, dtype, LAST)
 
 
@@ -163,7 +144,7 @@ CONV = (
 Convolve = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def _block(convolve: Callable[[Work], Convolve], layout=LAST, compiled: bool = False) -> Build:
+def _block(convolve: Callable[[Work], Convolve], layout=LAST, is_compiled: bool = False) -> Build:
     def build(work: Work) -> Callable[[], Results]:
         run = convolve(work)
         gamma, shift = work.inputs["gamma"], work.inputs["shift"]
@@ -174,7 +155,7 @@ def _block(convolve: Callable[[Work], Convolve], layout=LAST, compiled: bool = F
 
         x, dy = (work.inputs[name].contiguous(memory_format=layout) for name in ("x", "dy"))
         leaves = [x, *(work.inputs[name] for name in ("weight", "alpha", "beta"))]
-        return call_of(_compiled(block) if compiled else block, leaves, dy, work.direction)
+        return call_of(compiled(block, dynamic=False) if is_compiled else block, leaves, dy, work.direction)
 
     return build
 
@@ -212,11 +193,9 @@ DIRAC_BLOCK = (
     Contender("reference", "eager", _block(_block_eager(LAST))),
     Contender("reference-nchw", "eager", _block(_block_eager(FIRST), FIRST)),
     Contender("weight_norm", "eager", _block(_block_weight_norm)),
-    Contender("compile", "compile", _block(_block_eager(LAST), compiled=True)),
+    Contender("compile", "compile", _block(_block_eager(LAST), is_compiled=True)),
     Contender("triton-split", "triton", _block(_block_ours("split", "triton"))),
     Contender("triton-materialised", "triton", _block(_block_ours("materialised", "triton"))),
     Contender("triton-prep+cudnn", "triton", _block(_block_prep_and_torch)),
     Contender("auto", "eager", _block(_block_ours("split", "auto"))),
 )
-
-CONTENDERS = (*WEIGHT_PREP, *CONV, *DIRAC_BLOCK)

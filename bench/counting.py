@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.suite import STORAGE, Contender, Row
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.weight_prep import cpu as cpu_prep
 
@@ -28,6 +29,33 @@ OVERWRITES = ("copy_", "fill_", "zero_")
 class Count:
     launches: int
     bytes: int
+
+
+def of_call(row: Row, contender: Contender, call: Callable[[], Any], device: torch.device) -> list[dict[str, Any]]:
+    """What torch's operations launch and move in ``call``; nothing of suites and contenders that are not counted."""
+    is_counted = row.suite.launch_bytes is not None and contender.engine == "eager" and not contender.graph
+    if not is_counted or (device.type == "cuda" and contender.name == "auto"):  # there it is our planned launches
+        return []
+    counted = count_operations(call)
+    if device.type == "cuda":
+        return [_entry(row, contender, count_kernels(call), counted.bytes, "GPU kernels, torch.profiler")]
+    return [_entry(row, contender, counted.launches, counted.bytes, "operations dispatched by torch")]
+
+
+def of_plans(row: Row, contender: Contender) -> list[dict[str, Any]]:
+    """What our kernels launch and move: from plans for meta tensors, which are the same wherever the tensors are."""
+    if row.suite.launch_bytes is None or contender.engine != "triton" or contender.graph:
+        return []
+    work = row.work(torch.device("meta"))
+    launches = planned_launches(contender.build(work))
+    moved = sum(row.suite.launch_bytes(launch, work) for launch in launches)
+    return [_entry(row, contender, len(launches), moved, "planned launches")]
+
+
+def _entry(row: Row, contender: Contender, launches: int, moved: int, how: str) -> dict[str, Any]:
+    _, least = row.suite.cost(row.subject.problem, STORAGE[row.dtype], row.direction)
+    names = {**row.names(contender.name), "label": "counted", "counted_by": how}
+    return {**names, "launches": launches, "bytes": moved, "least_bytes": least}
 
 
 def count_operations(call: Callable[[], Any]) -> Count:

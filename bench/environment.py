@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
+COMMIT = "TRITON_DIRAC_COMMIT"  # names the commit of a copy without .git
 CLOCKS = {
     "clocks.sm": "sm_mhz",
     "clocks.mem": "memory_mhz",
@@ -41,6 +43,14 @@ def clocks(run: Run = output_of) -> dict[str, float | None] | None:
     return {name: _number(text) for name, text in zip(CLOCKS.values(), line.split(","), strict=True)}
 
 
+def code() -> str:
+    """Twelve digits that tell the sources of kernels and benches from any others."""
+    digest = hashlib.sha256()
+    for path in sorted(path for room in ("triton_dirac", "bench") for path in (ROOT / room).rglob("*.py")):
+        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def load() -> float | None:
     """Processes that wanted a core, on average over the last minute; before a run, those that disturb it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -55,7 +65,8 @@ def environment(
 ) -> dict[str, Any]:
     """The machine, the versions and the commit; ``command`` is how the program was called."""
     has_gpu = torch.cuda.is_available()
-    changed = run(["git", "status", "--porcelain", "--untracked-files=no"])
+    is_checkout = (ROOT / ".git").exists()  # a plain copy may lie inside another project's checkout
+    changed = run(["git", "status", "--porcelain", "--untracked-files=no"]) if is_checkout else None
     return {
         "gpu": torch.cuda.get_device_name() if has_gpu else None,
         "driver": _driver(run) if has_gpu else None,
@@ -65,12 +76,15 @@ def environment(
         "torch": torch.__version__,
         "triton": _triton_version(),
         "cuda": torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version() if has_gpu else None,
+        "cudnn_benchmark_limit": torch.backends.cudnn.benchmark_limit if has_gpu else None,
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "commit": run(["git", "rev-parse", "HEAD"]),
+        "commit": run(["git", "rev-parse", "HEAD"]) if is_checkout else os.environ.get(COMMIT),
+        "code": code(),
         "dirty": None if changed is None else bool(changed),
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,51 +1,73 @@
-"""One row of a comparison, start to end: who can run here, who is right, how long they take.
+"""What the suites need between rows: what is selected, what is done, what they leave behind.
 
-A row is one pass over one layer in one dtype; all its contenders are checked and timed together when the
-first of them is asked for. What cannot be timed but can be executed is checked on a crop of the layer.
+A row is one pass over one subject in one dtype; all its contenders are checked and timed together when the first of
+them is asked for, and are then in the results and in the journal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
-from typing import Any
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
-from bench import environment, peers
-from bench.accuracy import Error, check, failures
-from bench.layers import NETS, Layer, crop, shared_layers
-from bench.obstacles import Obstacle, has_cudnn, obstacle
+from bench import ceilings, environment
+from bench.allocator import keep_freed_memory
+from bench.budget import Budget
+from bench.ceilings import Loads
+from bench.clocks import ClockWatch
+from bench.journal import Journal, Key
+from bench.machine import DeviceLostError, Machine, Sampler
+from bench.nets import NETS
+from bench.obstacles import has_cudnn
 from bench.options import CPU_DTYPES, DTYPES, Selection, chosen
-from bench.results import digits, sizes
-from bench.suite import STORAGE, Contender, Row, Suite, Work, float32_products
-from bench.timing import Call, Gpu, Samples, device_samples, record, wall_samples
-from triton_dirac.conv.problem import ConvProblem
+from bench.results import KINDS, Entries, ResultsFile
+from bench.suite import Contender, Row, Subject, Suite, names
+from bench.timing import Call, Gpu, Outcomes, device_samples, record, wall_samples
+from bench.trial import Trial
 
 CPU_BATCH = 2  # enough for every sample to take longer than the clock's noise; said in each result's problem
-Outcome = Samples | str | Exception  # its time, why it has none, or how it broke
-Sampler = Callable[[Mapping[str, Call]], dict[str, Samples]]
+DEVICE_LOST = 75  # the exit status: EX_TEMPFAIL, another process may go on
+MOST_DEATHS = 2  # a row that a process died in so often is not started again
 
 
 class Lab:
-    """Holds what the suites need between rows, and what they leave behind: ``accuracy``, ``not_run``, ``counted``."""
+    """``results`` is what is left behind: a list for each of KINDS."""
 
-    def __init__(self, selection: Selection, device: torch.device, sampler: Sampler | None = None) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        device: torch.device,
+        sampler: Sampler | None = None,
+        journal: Journal | None = None,
+        budget: Budget | None = None,
+        file: ResultsFile | None = None,
+        command: str = "",
+    ) -> None:
         self.selection = selection
         self.device = device
-        self.on_gpu = device.type == "cuda"
-        self.accuracy: list[dict[str, Any]] = []
-        self.not_run: list[dict[str, Any]] = []
-        self.counted: list[dict[str, Any]] = []
+        self.machine = Machine(device, sampler or self._first_sample, compile_all=selection.layers is not None)
+        self.on_gpu = self.machine.on_gpu
+        self.warnings: list[str] = list(journal.warnings) if journal else []
+        self.ceilings: Loads | None = ((journal and journal.environment) or {}).get("ceilings")
+        self.results: Entries = {kind: [] for kind in KINDS}
         self.load_before = environment.load()
         self.clocks_before = environment.clocks() if self.on_gpu else None
-        self._sampler = sampler
-        self._row: Row | None = None
-        self._found: dict[str, Outcome] = {}
-        self._checked: dict[tuple, tuple[list[Error], list[dict[str, Any]]]] = {}
+        self._journal, self._budget, self.file = journal, budget, file
+        self._command = command
+        self.has_ended = False
+        self._started: dict[str, Any] | None = None  # the environment, once a row has been
+        self._done: dict[Key, Entries] = {}
+        self._errors: dict[str, Exception] = {}  # of the last row: they keep its tensors
         if self.on_gpu:
+            self.machine.watch = ClockWatch()
             torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.benchmark_limit = 0  # all plans, as ours tries all its configs
 
     # --- what there is to run ---------------------------------------------------------------------------
 
@@ -54,22 +76,27 @@ class Lab:
         """None stands for each net's published batch."""
         return self.selection.batch or (None if self.on_gpu else CPU_BATCH)
 
-    def rows(self, suite: Suite) -> Iterator[tuple[Layer, str, str, str]]:
-        """(layer, dtype, pass, contender) of all that is selected."""
+    def rows(self, suite: Suite) -> Iterator[tuple[Row, str]]:
+        """(row, contender) of all that is selected."""
         asked = self.selection.dtypes or (DTYPES if self.on_gpu else CPU_DTYPES)
         dtypes = [dtype for dtype in asked if suite.multiplies or dtype != "tf32"]
-        for layer in self._layers(suite):
+        for subject in self.subjects(suite):
             for dtype in dtypes:
                 for direction in suite.passes:
                     for contender in self._contenders(suite):
-                        yield layer, dtype, direction, contender.name
+                        yield Row(suite, subject, dtype, direction), contender.name
 
-    def _layers(self, suite: Suite) -> Iterator[Layer]:
+    def subjects(self, suite: Suite) -> Iterator[Subject]:
         """Each distinct layer once, however many of the nets have it."""
-        nets = (net for net in NETS if chosen(net, self.selection.nets))
-        for layer in shared_layers(nets, self.batch):
-            if (layer.dirac or not suite.dirac_only) and chosen(layer.name, self.selection.layers):
-                yield layer
+        asked = self.selection.nets
+        nets = [name for name, net in NETS.items() if (net.by_default if asked is None else chosen(name, asked))]
+        for subject in suite.subjects(nets, self.batch):
+            if chosen(subject.name, self.selection.layers):
+                yield subject
+
+    def row(self, suite: Suite, net: str, layer: str, dtype: str, direction: str) -> Row:
+        subject = next(known for known in self.subjects(suite) if (known.net, known.name) == (net, layer))
+        return Row(suite, subject, dtype, direction)
 
     def _contenders(self, suite: Suite) -> list[Contender]:
         """Where cuDNN is torch's convolution, "torch" would only be another name for it."""
@@ -77,169 +104,147 @@ class Lab:
             contender
             for contender in suite.contenders
             if chosen(contender.name, self.selection.contenders)
+            and not (self.selection.without and chosen(contender.name, self.selection.without))
             and not (contender.engine == "cpu" and has_cudnn(self.device))
         ]
 
-    def _obstacle(self, row: Row, contender: Contender) -> Obstacle | None:
-        return obstacle(self.device, row, contender, compile_all=self.selection.layers is not None)
+    # --- results ----------------------------------------------------------------------------------------
 
-    # --- one result -------------------------------------------------------------------------------------
+    def run(self, benchmark: Any, suite: Suite, *place: str) -> None:
+        """Give ``benchmark`` the samples of one contender in one row; else skip, or fail, with the reason.
 
-    def run(self, benchmark, suite: Suite, net: str, layer: str, dtype: str, direction: str, contender: str) -> None:
-        """Give ``benchmark`` the samples of one contender in one row; else skip with the reason."""
-        found = next(known for known in self._layers(suite) if (known.net, known.name) == (net, layer))
-        who = next(known for known in suite.contenders if known.name == contender)
-        row = Row(suite, found, dtype, direction)
-        benchmark.group = f"{suite.name} {direction} {net} {layer} {dtype}"
-        outcome: Outcome
-        if stopped := self._obstacle(row, who):
-            outcome = stopped.reason
-            if stopped.executable:
-                outcome = self._check_on_crop(row, who) or outcome
-        else:
-            outcome = self._outcomes(row, timed=benchmark.enabled)[contender]
-        if isinstance(outcome, Samples):
-            benchmark.extra_info.update(self._extra_info(row, who, outcome))
-            if benchmark.enabled:
-                record(benchmark, outcome)
-            else:
-                benchmark.pedantic(lambda: None)  # --benchmark-disable: checked, not timed
-            return
-        reason = f"{type(outcome).__name__}: {outcome}" if isinstance(outcome, Exception) else outcome
-        self.not_run.append({**row.names(who), "reason": reason})
-        if isinstance(outcome, Exception):
-            raise outcome
-        pytest.skip(reason)
-
-    def _extra_info(self, row: Row, contender: Contender, samples: Samples) -> dict[str, Any]:
-        problem = row.layer.problem
-        flops, moved = row.suite.cost(problem, STORAGE[row.dtype], row.direction)
-        return {
-            **row.names(contender),
-            "count": row.layer.count,
-            "nets": dict(row.layer.counts),
-            "problem": asdict(problem),
-            "published_batch": row.layer.published_batch,
-            "device": self.device.type,
-            "label": "measured",
-            "clock": "device events, cold L2" if self.on_gpu else "wall clock",
-            "flops": flops,
-            "bytes": moved,
-            "host_us": samples.host_us,
-            "calls_per_sample": samples.calls,
-        }
-
-    # --- a row ------------------------------------------------------------------------------------------
-
-    def _outcomes(self, row: Row, timed: bool) -> dict[str, Outcome]:
-        """What became of each contender that can be timed on this row; kept until the next is asked for."""
-        if self._row != row:
-            self._row, self._found = None, {}  # an exception kept here would keep the last row's tensors too
-            self._found = self._run_row(row, timed)
-            self._row = row
-        return self._found
-
-    def _run_row(self, row: Row, timed: bool) -> dict[str, Outcome]:
-        outcomes: dict[str, Outcome] = {}
-        calls: dict[str, Call] = {}
-        contenders = self._contenders(row.suite)
-        able = [contender for contender in contenders if self._obstacle(row, contender) is None]
-        with float32_products(row.dtype):
-            try:
-                work = row.suite.work(row.layer.problem, row.dtype, row.direction, self.device)
-                checker = Checker(row.suite, work)
-            except torch.OutOfMemoryError as error:
-                return {contender.name: _out_of_memory(error) for contender in able}
-            for contender in able:
-                try:
-                    call = contender.build(work)
-                    errors = checker.errors(call())
-                except torch.OutOfMemoryError as error:
-                    outcomes[contender.name] = _out_of_memory(error)
-                    continue
-                except Exception as error:  # its own test reports it; the others are measured all the same
-                    is_peer = contender.engine in peers.ENGINES
-                    outcomes[contender.name] = _breaks(error) if is_peer else error
-                    continue
-                self._keep(row, contender, errors, "gpu" if self.on_gpu else "cpu", row.layer.problem)
-                if reason := failures(errors):
-                    outcomes[contender.name] = reason
-                else:
-                    calls[contender.name] = call
-            del checker  # and its float64 tensors
-            if calls:
-                outcomes.update(self._sample(calls) if timed else dict.fromkeys(calls, Samples([])))
-        return outcomes
-
-    def _sample(self, calls: Mapping[str, Call]) -> dict[str, Samples]:
-        if self._sampler is None:
-            gpu = Gpu() if self.on_gpu else None
-            self._sampler = wall_samples if gpu is None else lambda calls: device_samples(calls, gpu)
-        return self._sampler(calls)
-
-    def _check_on_crop(self, row: Row, contender: Contender) -> str | Exception | None:
-        """Check on a crop of the layer. What failed or why it could not be checked, or None.
-
-        Equal crops are executed and recorded once; the record names the other layers under ``also``.
+        ``place``: net, layer, dtype, pass, contender.
         """
-        problem = crop(row.layer.problem)
-        if lacking := contender.lacks(problem, row.dtype, row.direction, self.device):
-            return f"no GPU, and no check of the {problem.C}-channel crop for Triton's interpreter: {lacking}"
-        key = (row.suite.name, problem, row.dtype, row.direction, contender.name)
-        if key in self._checked:
-            errors, entries = self._checked[key]
-            for entry in entries:
-                entry.setdefault("also", []).append(f"{row.layer.net} {row.layer.name}")
-            return failures(errors)
-        try:
-            with float32_products(row.dtype):
-                work = row.suite.work(problem, row.dtype, row.direction, self.device)
-                errors = Checker(row.suite, work).errors(contender.build(work)())
-        except Exception as error:
-            return error
-        executed_by = "interpreter" if contender.engine == "triton" else "cpu"
-        self._checked[key] = errors, self._keep(row, contender, errors, executed_by, problem)
-        return failures(errors)
+        *of_row, contender = place
+        row = self.row(suite, *of_row)
+        benchmark.group = " ".join(row.key)
 
-    def _keep(
-        self, row: Row, contender: Contender, errors: list[Error], executed_by: str, problem: ConvProblem
-    ) -> list[dict[str, Any]]:
-        """Record ``errors``; returns the entries made, one for each."""
-        entries = []
-        for error in errors:
-            numbers = {name: digits(getattr(error, name), 4) for name in ("error", "scale", "torch_error")}
-            entries.append(
-                {
-                    **row.names(contender),
-                    "tensor": error.tensor,
-                    **numbers,
-                    "passed": error.passed,
-                    "executed_by": executed_by,
-                    "problem": sizes(problem),
-                }
-            )
-        self.accuracy += entries
+        def measure() -> Entries:
+            faulted = self._journal.faulted.get(row.key) if self._journal else None
+            machine = self.machine if benchmark.enabled else replace(self.machine, sampler=None)
+            trial = Trial(row, self._contenders(suite), machine, faulted)
+            entries = trial.run()
+            self._errors = trial.errors
+            self.warn(trial.warnings)
+            return entries
+
+        contenders = [known.name for known in self._contenders(suite)]
+        self.give(benchmark, self.once(row.key, contenders, measure), contender)
+
+    def once(self, key: Key, contenders: Sequence[str], measure: Callable[[], Entries]) -> Entries:
+        """The entries of a row: known, or in the journal, or measured now; nothing where no time is left for it."""
+        if key in self._done:
+            return self._done[key]
+        self._errors = {}  # first let go of the last row's tensors
+        entries = self._from_journal(key) or self._refused(key, contenders)
+        if entries is None:
+            entries = self._measured(key, measure)
+        self._done[key] = entries
+        for kind in KINDS:
+            self.results[kind] += entries[kind]
+        if self.file:
+            self.file.update({"environment": self._started or {}, **self.results})
         return entries
 
+    def _measured(self, key: Key, measure: Callable[[], Entries]) -> Entries:
+        if self._started is None:
+            self.ceilings = self.ceilings or self._measured_ceilings()
+            self._started = self.environment()
+            if self._journal:
+                self._journal.begin(self._started)
+        start = time.monotonic()
+        if self._journal:
+            self._journal.start(key)
+        try:
+            entries = measure()
+        except DeviceLostError as error:
+            self._end_without_device(key, error)
+        seconds = time.monotonic() - start
+        if self._journal:
+            self._journal.finish(key, seconds, entries)
+        if self._budget:
+            self._budget.took(key, seconds)
+        return entries
 
-class Checker:
-    """The true results of a work, and how far plain torch in the same dtype is from them."""
+    def _end_without_device(self, key: Key, error: DeviceLostError) -> NoReturn:
+        """No call of the GPU in this process succeeds any more: whoever goes on is another process."""
+        message = f"{' '.join(key)}: {error}; nothing was measured after it, and --resume goes on without it"
+        if self._journal and error.contender:
+            self._journal.fault(key, error.contender, error.reason)
+        self.results["not_run"].append({**names(key, error.contender), "failed": True, "reason": str(error)})
+        self.warn([message])
+        pytest.exit(message, returncode=DEVICE_LOST)
 
-    def __init__(self, suite: Suite, work: Work) -> None:
-        self._suite, self._work = suite, work
-        self._truth = suite.truth(work)
-        self._torch_errors = suite.torch_errors(work, self._truth)
+    def warn(self, messages: Sequence[str]) -> None:
+        """For the report, and now for whoever looks on."""
+        for message in messages:
+            self.warnings.append(message)
+            if self._journal:
+                self._journal.warn(message)
+            warnings.warn(message, stacklevel=2)
 
-    def errors(self, results: tuple[torch.Tensor, ...]) -> list[Error]:
-        named = self._suite.named(self._work.direction, results)
-        return check(named, self._truth, self._torch_errors, self._work.dtype)
+    def _from_journal(self, key: Key) -> Entries | None:
+        if self._journal is None or key not in self._journal.rows:
+            return None
+        if self._budget:
+            self._budget.took(key, self._journal.seconds[key])
+        return self._journal.rows[key]
 
+    def _refused(self, key: Key, contenders: Sequence[str]) -> Entries | None:
+        reason = self._budget.refusal(key) if self._budget else None
+        if self._journal and self._journal.unfinished[key] >= MOST_DEATHS:
+            reason = f"left out: {self._journal.unfinished[key]} processes ended while they ran this row"
+        if reason is None:
+            return None
+        not_run = [{**names(key, contender), "reason": reason} for contender in contenders]
+        return {**{kind: [] for kind in KINDS}, "not_run": not_run}
 
-def _breaks(error: Exception) -> str:
-    """A peer's error in a line: what it cannot do is a reason in the report, and no failure of this project."""
-    first, *_ = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {first[:200]}"
+    def give(self, benchmark: Any, entries: Entries, contender: str) -> None:
+        """The contender's part of ``entries`` to ``benchmark``: samples, a reason to skip or a failure."""
+        for entry in entries["benchmarks"]:
+            if entry["extra_info"]["contender"] == contender:
+                benchmark.extra_info.update(entry["extra_info"])
+                if benchmark.enabled:
+                    record(benchmark, entry["stats"]["data"])
+                else:
+                    benchmark.pedantic(lambda: None)  # --benchmark-disable: checked, not timed
+                return
+        if contender in self._errors:  # with the place where it was raised
+            raise self._errors[contender]
+        left_out = next(entry for entry in entries["not_run"] if entry["contender"] == contender)
+        (pytest.fail if left_out.get("failed") else pytest.skip)(left_out["reason"])
 
+    # --- how and where ------------------------------------------------------------------------------------------
 
-def _out_of_memory(error: torch.OutOfMemoryError) -> str:
-    return f"the GPU's memory does not hold it: {str(error).splitlines()[0]}"
+    def _first_sample(self, calls: Mapping[str, Call]) -> Outcomes:
+        """The sampler of the device, made when it is first needed: a GPU's takes memory."""
+        if self.on_gpu:
+            self.machine.sampler = partial(device_samples, device=Gpu())
+        else:
+            keep_freed_memory()
+            self.machine.sampler = wall_samples
+        return self.machine.sampler(calls)
+
+    def _measured_ceilings(self) -> Loads | None:
+        try:
+            return None if not self.on_gpu else ceilings.of_gpu(self.selection.dtypes or DTYPES, Gpu(), self.device)
+        except Exception as error:  # a small GPU, say: shares of ceilings are not worth the run
+            self.warn([f"the ceilings are not measured: {type(error).__name__}: {error}"])
+            return None
+
+    def environment(self) -> dict[str, Any]:
+        clocks_now = environment.clocks() if self.on_gpu else None
+        found = environment.environment(self._command, self.clocks_before, clocks_now, self.load_before)
+        asked = {"batch": self.selection.batch, "contenders": self.selection.contenders}
+        return {**found, **asked, "ceilings": self.ceilings, "warnings": self.warnings}
+
+    def end(self) -> dict[str, Any]:
+        """What the results file says beside the benchmarks, when the run ends."""
+        self.has_ended = True
+        try:
+            stated = self.environment()
+        except Exception:  # a lost GPU does not even tell its name
+            stated = {**(self._started or {}), "warnings": self.warnings}
+        if self._journal and self._started:
+            self._journal.begin(stated)
+        return {"environment": stated, **{kind: self.results[kind] for kind in KINDS if kind != "benchmarks"}}

@@ -6,38 +6,29 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import gcd
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from bench.nets import NETS
+from bench.results import sizes
 from triton_dirac import models
 from triton_dirac.conv.problem import ConvProblem
 
 
 @dataclass(frozen=True)
-class Net:
-    """A net as published (arXiv 1706.00388): how to build it, its images' size, its training batch."""
-
-    build: Callable[[], nn.Module]
-    image_size: int
-    batch: int
-
-
-NETS = {
-    "DiracNet-28-10": Net(lambda: models.diracnet(28, 10, 10), 32, 128),
-    "DiracNet-28-5": Net(lambda: models.diracnet(28, 5, 10), 32, 128),
-    "DiracNet-34-2": Net(lambda: models.diracnet(34, 2, 10), 32, 128),
-    "DiracNet-18": Net(models.diracnet18, 224, 256),
-    "DiracNet-34": Net(models.diracnet34, 224, 256),
-}
-
-
-@dataclass(frozen=True)
 class Layer:
-    """One distinct convolution; ``counts`` is how often each net has it, ``dirac`` False for the stem."""
+    """One distinct convolution of one net or of several.
+
+    ``counts`` is how often each net has it; ``has_identity`` whether it is a Dirac convolution;
+    ``needs_input_grad`` False where its input is the image, which no training differentiates.
+    """
 
     counts: Mapping[str, int] = field(hash=False)
-    dirac: bool
+    has_identity: bool
+    needs_input_grad: bool
     published_batch: int
     problem: ConvProblem
 
@@ -53,9 +44,33 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """C x H x W - K RxS, e.g. ``160x32x32-160 3x3``"""
+        """C x H x W - K RxS, and what is not as usual, e.g. ``160x32x32-160 3x3``, ``3x224x224-64 7x7 /2``
+
+        /2 is a stride, d2 a dilation, g32 groups, p0 a padding that does not keep the size at stride 1.
+        """
         p = self.problem
-        return f"{p.C}x{p.H}x{p.W}-{p.K} {p.R}x{p.S}"
+        same = tuple(d * (w - 1) // 2 for d, w in zip(p.dilation, (p.R, p.S), strict=True) for _ in range(2))
+        unusual = [
+            f"{mark}{_short(value)}"
+            for mark, value, usual in (
+                ("/", p.stride, (1, 1)), ("d", p.dilation, (1, 1)), ("g", (p.groups,), (1,)), ("p", p.padding, same),
+            )
+            if value != usual
+        ]  # fmt: skip
+        return " ".join([f"{p.C}x{p.H}x{p.W}-{p.K} {p.R}x{p.S}", *unusual])
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The problem as results files state it."""
+        return sizes(self.problem)
+
+    def cropped(self) -> Layer:
+        return replace(self, problem=crop(self.problem))
+
+
+def _short(values: tuple[int, ...]) -> str:
+    """(2, 2) is 2, (2, 1) is 2x1."""
+    return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))
 
 
 @cache
@@ -63,27 +78,55 @@ def layers(net: str, batch: int | None = None) -> tuple[Layer, ...]:
     """The distinct convolutions of ``net`` in the order they first run, at ``batch`` or the published one."""
     description = NETS[net]
     with torch.device("meta"):
-        model = description.build()
+        model = description.build().eval()
     found = models.conv_problems(model, description.image_size, batch or description.batch)
-    counts = Counter((kind == "dirac", problem) for _, kind, problem in found)
-    return tuple(Layer({net: count}, dirac, description.batch, problem) for (dirac, problem), count in counts.items())
+    stems = _on_the_image(model, description.image_size)
+    counts = Counter((kind == "dirac", name not in stems, problem) for name, kind, problem in found)
+    return tuple(
+        Layer({net: count}, has_identity, needs_input_grad, description.batch, problem)
+        for (has_identity, needs_input_grad, problem), count in counts.items()
+    )
 
 
-def shared_layers(nets: Iterable[str], batch: int | None = None) -> list[Layer]:
+def _on_the_image(model: nn.Module, image_size: int) -> set[str]:
+    """The convolutions whose input depends on no parameter: its gradient is never asked for."""
+    found = set()
+
+    def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, inputs: found.add(name) if not inputs[0].requires_grad else None
+
+    hooks = [
+        module.register_forward_pre_hook(look(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    with torch.enable_grad():
+        model(torch.empty(1, 3, image_size, image_size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def every_layer(nets: Iterable[str], batch: int | None = None) -> list[Layer]:
     """The layers of several nets, each distinct convolution once: what two nets have in common is one Layer."""
-    merged: dict[tuple, Layer] = {}
+    merged: dict[Layer, Layer] = {}
     for layer in (layer for net in nets for layer in layers(net, batch)):
-        key = (layer.dirac, layer.published_batch, layer.problem)
+        key = replace(layer, counts={})
         counts = {**merged[key].counts, **layer.counts} if key in merged else layer.counts
         merged[key] = replace(layer, counts=counts)
     return list(merged.values())
 
 
+def dirac_layers(nets: Iterable[str], batch: int | None = None) -> list[Layer]:
+    """Those of ``every_layer`` that have an identity term."""
+    return [layer for layer in every_layer(nets, batch) if layer.has_identity]
+
+
 def crop(problem: ConvProblem) -> ConvProblem:
     """A small problem like ``problem``: two images of 5 x 6 outputs, channels halved until none exceed 64.
 
-    Window, stride, padding and K / C stay, and what is no power of two stays so (160 becomes 40). For the
-    interpreter, which needs a second for what a GPU does in a microsecond.
+    Window, stride, padding and K / C stay, depthwise stays depthwise, and what is no power of two stays so (160
+    becomes 40). For the interpreter, which needs a second for what a GPU does in a microsecond.
     """
     filters, channels = problem.K, problem.C
     while max(filters, channels) > 64:
@@ -92,4 +135,5 @@ def crop(problem: ConvProblem) -> ConvProblem:
     top, bottom, left, right = problem.padding
     height = 4 * problem.stride[0] + problem.dilation[0] * (problem.R - 1) + 1 - top - bottom
     width = 5 * problem.stride[1] + problem.dilation[1] * (problem.S - 1) + 1 - left - right
-    return replace(problem, N=2, C=channels, K=filters, H=min(problem.H, height), W=min(problem.W, width))
+    H, W = min(problem.H, height), min(problem.W, width)
+    return replace(problem, N=2, C=channels, K=filters, H=H, W=W, groups=gcd(problem.groups, channels, filters))

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 
 from bench import peers
-from bench.layers import Layer, shared_layers
-from bench.suite import Contender, Row
+from bench.layers import Layer, dirac_layers
+from bench.suite import Contender, Row, Subject
 from triton_dirac.runtime.launch import INTERPRETED
 
 
@@ -21,7 +21,8 @@ class Obstacle(NamedTuple):
     executable: bool
 
 
-STEM = Obstacle("a stem has no dgrad: its input is the image, which needs no gradient", False)
+NO_DGRAD = Obstacle("no dgrad: the layer's input is the image, which needs no gradient", False)
+NO_GRAPH = Obstacle("no GPU: a CUDA graph needs one", False)
 NO_CUDNN = Obstacle("needs an NVIDIA GPU: torch's own convolution stands in for cuDNN", False)
 NO_PEER = Obstacle("no GPU: other projects' Triton kernels are not interpreted", False)
 NO_TF32 = Obstacle("TF32 needs a GPU", False)
@@ -48,14 +49,16 @@ def has_cudnn(device: torch.device) -> bool:
 
 def obstacle(device: torch.device, row: Row, contender: Contender, compile_all: bool) -> Obstacle | None:
     """Why ``contender`` is not timed on ``row``; None if it is."""
-    if row.direction == "dgrad" and not row.layer.dirac:
-        return STEM
-    if lacking := contender.lacks(row.layer.problem, row.dtype, row.direction, device):
+    if row.direction == "dgrad" and not row.subject.needs_input_grad:
+        return NO_DGRAD
+    if lacking := contender.lacks(row.subject.problem, row.dtype, row.direction, device):
         return Obstacle(lacking, False)
     if contender.engine == "cudnn" and not has_cudnn(device):
         return NO_CUDNN
     if device.type == "cuda":
         return None
+    if contender.graph:
+        return NO_GRAPH
     if row.dtype == "tf32":
         return NO_TF32
     if contender.engine in peers.ENGINES:
@@ -78,10 +81,10 @@ def _compile_obstacle(row: Row, compile_all: bool) -> Obstacle | None:
     if row.dtype != "float32":
         return FLOAT32_ONLY
     # Weight preparation is compiled once for all sizes; a convolution's graph is fixed to its filters' sizes.
-    if row.suite.name == "dirac_block" and not compile_all and row.layer != _most_frequent(row.layer):
+    if row.suite.name == "dirac_block" and not compile_all and row.subject != _most_frequent(row.subject):
         return TOO_LONG
     return None
 
 
-def _most_frequent(layer: Layer) -> Layer:
-    return max(shared_layers(layer.counts, layer.problem.N), key=lambda other: other.count)
+def _most_frequent(layer: Subject) -> Layer:
+    return max(dirac_layers(layer.counts, layer.problem.N), key=lambda other: other.count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pytest
 
@@ -17,11 +18,11 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("lab", "what the suites of bench/ compare")
     if group.options:
         return
-    group.addoption("--nets", metavar="A,B", help="nets whose layers are run; all by default")
+    group.addoption("--nets", metavar="A,B", help="nets whose layers are run; the five DiracNets by default")
     group.addoption(
         "--layers",
         metavar="P,Q",
-        help="layers, by name or pattern, as in '160x32x32-160 3x3' or '*7x7'; all by default",
+        help="layers, by name or pattern, as in '160x32x32-160 3x3' or '*7x7*'; all by default",
     )
     group.addoption(
         "--dtypes",
@@ -30,11 +31,31 @@ def add_options(parser: pytest.Parser) -> None:
         "float32 is timed",
     )
     group.addoption("--contenders", metavar="A,B", help="implementations, by name or pattern; all by default")
+    group.addoption("--without", metavar="A,B", help="implementations that are left out, by name or pattern")
     group.addoption(
         "--batch",
         metavar="N",
         type=int,
         help="images; by default each net's published batch (128 or 256), 2 without a GPU",
+    )
+    group.addoption(
+        "--budget",
+        metavar="MINUTES",
+        type=float,
+        help="for all suites together: rows run in the order of their worth, and none starts that would not end in "
+        "time; what is left out is in the results as such. Without it everything runs",
+    )
+    group.addoption(
+        "--resume",
+        action="store_true",
+        help="go on with the journal of a run that was ended; an error if machine, versions or code are not the same",
+    )
+    group.addoption(
+        "--journal",
+        metavar="FILE",
+        type=Path,
+        help="where each row's results are kept as soon as they are measured; by default beside --benchmark-json, as "
+        "in results.journal.jsonl",
     )
 
 
@@ -46,17 +67,21 @@ class Selection:
     layers: tuple[str, ...] | None = None
     dtypes: tuple[str, ...] | None = None
     contenders: tuple[str, ...] | None = None
+    without: tuple[str, ...] | None = None
     batch: int | None = None
 
     @classmethod
     def of(cls, config: pytest.Config) -> Selection:
         """Raises UsageError for an empty list, an unknown dtype or a batch below 1."""
-        lists = {name: _words(name, config.getoption(name)) for name in ("nets", "layers", "contenders")}
+        named = ("nets", "layers", "contenders", "without")
+        lists = {name: _words(name, config.getoption(name)) for name in named}
         dtypes = _words("dtypes", config.getoption("dtypes"))
         require_known("--dtypes", dtypes, DTYPES)
-        batch = config.getoption("batch")
+        batch, budget = config.getoption("batch"), config.getoption("budget")
         if batch is not None and batch < 1:
             raise pytest.UsageError(f"--batch must be at least 1, got {batch}")
+        if budget is not None and not budget > 0:
+            raise pytest.UsageError(f"--budget must be more than 0 minutes, got {budget}")
         return cls(dtypes=dtypes, batch=batch, **lists)
 
 

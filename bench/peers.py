@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.compiled import compiled
 from bench.suite import Results, Work
 from triton_dirac.conv.problem import ConvProblem
 
@@ -37,7 +38,7 @@ def inductor_lacks(problem: ConvProblem, dtype: str, direction: str, device: tor
 def inductor(work: Work) -> Callable[[], Results]:
     """torch.compile of one pass with Inductor's Triton template as its only choice, tuned over its own configs.
 
-    Raises RuntimeError if Inductor takes something else all the same.
+    Raises RuntimeError if Inductor takes something else all the same, and what torch.compile raises.
     """
     from torch._inductor.utils import run_and_get_code
 
@@ -60,11 +61,13 @@ def inductor(work: Work) -> Callable[[], Results]:
     function, tensors = passes[work.direction]
     # The cache of graphs does not tell float32 from TF32 convolutions (torch 2.13).
     options: dict[str, Any] = {"max_autotune": True, TEMPLATES[work.direction]: "TRITON", "fx_graph_cache": False}
-    compiled = torch.compile(function, dynamic=False, options=options)
-    _, codes = run_and_get_code(compiled, *tensors)
+    call = compiled(function, dynamic=False, options=options)
+    _, codes = run_and_get_code(call, *tensors)
+    if not codes:
+        raise RuntimeError("Inductor generated no code, so that whether it has a template is not known")
     if not any(GENERATED in code for code in codes):
         raise RuntimeError("Inductor takes no Triton template for this convolution")
-    return lambda: (compiled(*tensors),)
+    return lambda: (call(*tensors),)
 
 
 def flag_gems_lacks(problem: ConvProblem, dtype: str, direction: str, device: torch.device) -> str | None:

@@ -24,7 +24,8 @@ from torch import Tensor
 import triton_dirac
 from bench.accuracy import max_error
 from bench.contenders import delta_of, eager_weight
-from bench.layers import NETS, Layer, layers
+from bench.layers import Layer, dirac_layers
+from bench.nets import NETS
 from bench.results import digits, sizes
 from bench.test_weight_prep import parameters
 from triton_dirac import reference
@@ -38,8 +39,14 @@ UNROUNDED, ROUNDED = "output before rounding", "output in bfloat16"
 
 
 def chosen_layers() -> list[Layer]:
-    """Of each net the most frequent Dirac layer."""
-    return [max((layer for layer in layers(net, BATCH) if layer.dirac), key=lambda layer: layer.count) for net in NETS]
+    """Of each net that has Dirac layers, and is run by default, the most frequent of them."""
+    nets = [dirac_layers([name], BATCH) for name, net in NETS.items() if net.by_default]
+    return [max(of_net, key=lambda layer: layer.count) for of_net in nets if of_net]
+
+
+def key(layer: Layer, beta: float) -> tuple[str, ...]:
+    """What the journal calls one of these measurements."""
+    return (SUITE, "fprop", layer.net, f"{layer.name}, beta {beta:g}", "bfloat16")
 
 
 def accuracy(layer: Layer, beta: float) -> list[dict[str, Any]]:

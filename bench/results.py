@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import json
+import math
+import time
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.runtime import files
+
+KINDS = ("benchmarks", "accuracy", "not_run", "counted")
+Entries = dict[str, list[dict[str, Any]]]  # what a row adds to a results file: a list for each of KINDS
+
+
+class ResultsFile:
+    """A results file that holds what there is at any moment, also of a run that is killed.
+
+    pytest-benchmark writes its own when a run ends; ``compact`` gives that a better spelling.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path, self._clock = path, clock
+        self._next = -math.inf
+
+    def update(self, document: dict[str, Any]) -> None:
+        """Write, if writing so far took less than a twentieth of the time; the journal has the rest."""
+        start = self._clock()
+        if start >= self._next:
+            self.write(document)
+            self._next = self._clock() + 20 * (self._clock() - start)
+
+    def write(self, document: dict[str, Any]) -> None:
+        """One entry a line: half the size, and differences can be read."""
+        try:
+            files.replace(self.path, one_entry_a_line(document))
+        except OSError as error:  # a full disk: what was there is there
+            warnings.warn(f"{self.path} is not written: {error}", stacklevel=2)
 
 
 def compact(path: Path) -> None:
-    """Rewrite a results file in place, one entry a line: half the size, and differences can be read."""
-    document = json.loads(path.read_text())
-    path.write_text(one_entry_a_line(document))
+    """Rewrite a results file in one step."""
+    ResultsFile(path).write(json.loads(path.read_text()))
 
 
 def one_entry_a_line(document: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.contenders import CONV
+from bench.layers import every_layer
 from bench.suite import Results, Suite, Work
 from triton_dirac import reference
 from triton_dirac.conv import dgrad as conv_dgrad
@@ -49,7 +50,7 @@ SUITE = Suite(
     definition=definition,
     cost=cost,
     contenders=CONV,
-    dirac_only=False,
+    subjects=every_layer,
 )
 
 

@@ -7,16 +7,17 @@ out, while torch's convolution of a few pixels is not: what it computes there ta
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.conftest import lab_of
 from bench.options import chosen
-from bench.timing import REPLAY, Samples, record, turns
+from bench.results import KINDS, Entries, sizes
+from bench.suite import names
+from bench.timing import Call, Outcomes, Samples, interleaved
 from triton_dirac import DiracConv2d, conv2d, dirac_conv2d
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime import launch
@@ -24,6 +25,7 @@ from triton_dirac.runtime import launch
 SUITE = "host_overhead"
 PROBLEM = ConvProblem(1, 8, 4, 4, 8, 3, 3, padding=(1, 1, 1, 1))
 CALLS, ROUNDS = 200, 25
+KEY = (SUITE, "forward", "any net", "8x4x4-8 3x3", "float32")
 CONTENDERS = ("torch", "conv2d", "dirac_conv2d", "DiracConv2d")
 
 
@@ -39,7 +41,7 @@ def launches_left_out(device: torch.device) -> Iterator[None]:
         launch.Launch.run = run  # type: ignore[method-assign]
 
 
-def calls_of(device: torch.device) -> dict[str, Callable[[], object]]:
+def calls_of(device: torch.device) -> dict[str, Call]:
     """Training calls in float32: the input and all parameters want gradients."""
     layer = DiracConv2d(8, 8, 3, padding=1, bias=False, backend="triton").to(device)
     image = torch.randn(PROBLEM.input_shape, device=device).to(memory_format=torch.channels_last).requires_grad_()
@@ -52,55 +54,66 @@ def calls_of(device: torch.device) -> dict[str, Callable[[], object]]:
     }
 
 
-def host_samples(calls: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, Samples]:
-    """Seconds per call on the host, contenders interleaved; a GPU's queue is drained between samples."""
+class HostTimer:
+    """Seconds per call on the host; a GPU's queue is drained between samples."""
 
-    def sample(call: Callable[[], object]) -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    estimate = 0.0  # as many samples as there are rounds, however long they take
+
+    def __init__(self, call: Call, device: torch.device) -> None:
+        self._call, self._device, self._seconds = call, device, list[float]()
+        self._elapsed()
+
+    def sample(self) -> None:
+        self._seconds.append(self._elapsed())
+
+    def samples(self) -> Samples:
+        return Samples(self._seconds, CALLS)
+
+    def _elapsed(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         start = time.perf_counter()
         for _ in range(CALLS):
-            call()
+            self._call()
         return (time.perf_counter() - start) / CALLS
 
+
+def host_samples(calls: Mapping[str, Call], device: torch.device) -> Outcomes:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # waking others for a few pixels would be torch's convolution's loss
-    with launches_left_out(device):
-        for call in calls.values():
-            sample(call)
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
-        for name in turns(calls, ROUNDS):
-            seconds[name].append(sample(calls[name]))
-    torch.set_num_threads(threads)
-    return {name: Samples(seconds[name], CALLS) for name in calls}
+    try:
+        with launches_left_out(device):
+            return interleaved(calls, lambda call: HostTimer(call, device), 0.0, ROUNDS, ROUNDS)
+    finally:
+        torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def samples(pytestconfig: pytest.Config) -> dict[str, Samples]:
-    device = lab_of(pytestconfig).device
-    return host_samples(calls_of(device), device)
-
-
-@pytest.mark.benchmark(timer=REPLAY, group=SUITE)
-@pytest.mark.parametrize("contender", CONTENDERS)
-def test_host_overhead(benchmark, pytestconfig, samples, contender):
-    lab = lab_of(pytestconfig)
-    if not chosen(contender, lab.selection.contenders) or lab.selection.layers or lab.selection.nets:
-        pytest.skip("not selected")
-    benchmark.extra_info.update(
-        {
-            "suite": SUITE,
-            "pass": "forward",
-            "net": "any net",
-            "layer": "8x4x4-8 3x3",
-            "dtype": "float32",
-            "contender": contender,
+def entries(outcomes: Outcomes, device: torch.device) -> Entries:
+    """What the row adds to the results file."""
+    found: Entries = {kind: [] for kind in KINDS}
+    for contender, outcome in outcomes.items():
+        row = names(KEY, contender)
+        if isinstance(outcome, Exception):
+            found["not_run"].append({**row, "failed": True, "reason": f"{type(outcome).__name__}: {outcome}"})
+            continue
+        info = {
+            **row,
             "count": 1,
-            "device": lab.device.type,
+            "device": device.type,
             "label": "measured",
-            "clock": "wall clock of the host" + ("" if lab.on_gpu else ", launches left out"),
-            "problem": {"N": 1, "C": 8, "H": 4, "W": 4, "K": 8, "R": 3, "S": 3},
+            "clock": "wall clock of the host" + ("" if device.type == "cuda" else ", launches left out"),
+            "problem": sizes(PROBLEM),
             "calls_per_sample": CALLS,
         }
-    )
-    record(benchmark, samples[contender])
+        data = [round(seconds, 10) for seconds in outcome.seconds]
+        found["benchmarks"].append({"name": " ".join((*KEY, contender)), "extra_info": info, "stats": {"data": data}})
+    return found
+
+
+@pytest.mark.benchmark(group=SUITE)
+@pytest.mark.parametrize("contender", CONTENDERS)
+def test_host_overhead(benchmark, lab, contender):
+    if not chosen(contender, lab.selection.contenders) or lab.selection.layers or lab.selection.nets:
+        pytest.skip("not selected")
+    row = lab.once(KEY, CONTENDERS, lambda: entries(host_samples(calls_of(lab.device), lab.device), lab.device))
+    lab.give(benchmark, row, contender)

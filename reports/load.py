@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reports import journal
+
 ACCEPTED = (
-    "accepted are a results file of `pytest --benchmark-only --benchmark-json FILE` "
+    "accepted are a results file of `pytest --benchmark-only --benchmark-json FILE`, its journal (.jsonl) "
     "and a compile table of `python -m bench.compile --json FILE`"
 )
 # What tells one measurement from another: rows that agree in these are compared with each other.
@@ -81,7 +83,7 @@ class Results:
     launches and bytes of calls; ``moved``: bytes of compiled kernels.
     """
 
-    runs: list[dict[str, Any]]  # file, kind ("results", "compile"), environment
+    runs: list[dict[str, Any]]  # file, kind ("results", "compile"), environment, how many rows are missing
     benchmarks: pd.DataFrame
     accuracy: pd.DataFrame
     not_run: pd.DataFrame
@@ -114,7 +116,8 @@ def load(paths: Iterable[Path]) -> Results:
         if not isinstance(environment, Mapping):
             raise ReportError(f"{path}: `environment` is a {type(environment).__name__}; accepted is an object")
         name = path.name.encode(errors="replace").decode()  # file systems know names that no encoding can write
-        runs.append({"file": name, "kind": kind, "environment": dict(environment)})
+        missing = _missing(path, content, sum(map(len, found.values()))) if kind == "compile" else 0
+        runs.append({"file": name, "kind": kind, "environment": dict(environment), "missing": missing})
     if not runs:
         raise ReportError(f"no file given; {ACCEPTED}")
     results = Results(runs, **{name: _frame(rows[name], kinds) for name, kinds in columns.items()})
@@ -132,7 +135,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not text.strip():
         raise ReportError(f"{path}: empty file; {ACCEPTED}")
     try:
-        content = json.loads(text)
+        content = journal.document(text) if path.suffix == ".jsonl" else json.loads(text)
     except json.JSONDecodeError as error:
         raise ReportError(f"{path}: not JSON (line {error.lineno}: {error.msg}); {ACCEPTED}") from None
     except (ValueError, RecursionError) as error:  # thousands of digits, thousands of levels
@@ -210,6 +213,14 @@ def _compile_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict
         "loops": [row for row in rows if "tile" in row],
         "moved": [row for row in rows if "moved_over_least" in row],
     }
+
+
+def _missing(path: Path, content: Mapping[str, Any], rows: int) -> int:
+    """How many rows a table lacks that was cut off: ``planned`` says how many it was to have."""
+    planned = content.get("planned", rows)
+    if not _is_whole(planned):
+        raise ReportError(f"{path}: `planned` is {_shown(planned)}; accepted is a whole number")
+    return max(0, int(planned) - rows)
 
 
 def _nets(path: Path, where: str, info: Mapping[str, Any]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import chart, files, page, tables, verdict
+from reports.ceilings import rates
 from reports.headline import headline, precision
 from reports.report import Report
 
@@ -165,7 +166,7 @@ def _environment(*, markdown: bool = False) -> Environment:
         keep_trailing_newline=True,
         finalize=(lambda value: str(value).translate(MARKDOWN)) if markdown else None,
     )
-    environment.filters |= {"time": time, "ratio": ratio, "number": number}
+    environment.filters |= {"time": time, "ratio": ratio, "number": number, "rates": rates}
     environment.globals |= {"span": span, "problem": tables.describe_problem}
     return environment
 

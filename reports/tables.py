@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reports import ceilings
 from reports.load import Results
 
 # A clock that falls by more than this from the first to the last measurement makes times hard to compare.
@@ -29,7 +30,7 @@ COMPILED = [
 ]  # fmt: skip
 KINDS = ["contender", "suite", "pass", "net", "dtype"]
 NUMBERS = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
-SHOWN_ELSEWHERE = {"dirty", "clocks_before", "clocks_after"}
+SHOWN_ELSEWHERE = {"dirty", "clocks_before", "clocks_after", "ceilings", "warnings"}
 
 
 def accuracy(results: Results) -> pd.DataFrame:
@@ -193,9 +194,11 @@ def environments(results: Results) -> list[dict[str, Any]]:
         known += _batches(results, index)
         clocks = _clocks(stated)
         known += [(f"{_titled(name)}, before → after", f"{before:g} → {after:g}") for name, before, after in clocks]
+        if measured := ceilings.described(stated):
+            known.append(("Measured ceilings", measured))
         more = {key: value for key, value in stated.items() if key not in ENVIRONMENT.keys() | SHOWN_ELSEWHERE}
         known += [(_titled(key), _plain(value)) for key, value in more.items() if value is not None]
-        found.append({"file": run["file"], "kind": run["kind"], "known": known, "wary": _wary(stated, clocks)})
+        found.append({"file": run["file"], "kind": run["kind"], "known": known, "wary": _wary(run, clocks)})
     return found
 
 
@@ -218,12 +221,16 @@ def extent(values: pd.Series) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def _wary(stated: Mapping[str, Any], clocks: list[tuple[str, float, float]]) -> list[str]:
-    wary = []
+def _wary(run: Mapping[str, Any], clocks: list[tuple[str, float, float]]) -> list[str]:
+    wary, stated = [], run["environment"]
+    if run["missing"]:
+        wary.append(f"The run was stopped before its end: {run['missing']} kernels are missing.")
     if not stated.get("commit"):
         wary.append("The commit is not stated.")
     if stated.get("dirty") is True:
         wary.append("The checkout had uncommitted changes: the commit alone does not reproduce this run.")
+    warnings = stated.get("warnings")
+    wary += [str(warning) for warning in warnings] if isinstance(warnings, list) else []
     for name, before, after in clocks:
         # A rise is the idle GPU waking up; a fall is heat or a power limit.
         if name.endswith("mhz") and before and after < before * (1 - CLOCK_DRIFT):

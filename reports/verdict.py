@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from reports import intervals
+from reports import ceilings, intervals
 from reports.load import WHERE, ReportError, Results
 
 FASTER, SAME, SLOWER, AMBIGUOUS = "faster", "same", "slower", "ambiguous"
@@ -43,7 +43,7 @@ FORCED = ("triton-gather", "triton-tile")
 COMPARABLE = [*WHERE, "device", "clock", "label", "problem_key"]
 ADDED = [
     "baseline", "ours", "median", "low", "high", "ratio", "ratio_low", "ratio_high",
-    "flop_per_s", "bytes_per_s", "verdict",
+    "flop_per_s", "bytes_per_s", "share", "verdict",
 ]  # fmt: skip
 MEANS = [
     "geomean", "geomean_low", "geomean_high", "geomean_verdict",
@@ -84,7 +84,7 @@ def compare(
     """One row for every timed or refused contender: its median, its ratio to the baseline and the verdict.
 
     Times are in seconds. Columns beside those of ``results.benchmarks``: baseline, ours, batch, median, low,
-    high, ratio, ratio_low, ratio_high, flop_per_s, bytes_per_s, verdict;
+    high, ratio, ratio_low, ratio_high, flop_per_s, bytes_per_s, share (of the measured ceiling), verdict;
     samples is their number.
     """
     benchmarks = results.benchmarks.assign(
@@ -99,10 +99,11 @@ def compare(
         sound = group[[(*place, contender) not in refused for contender in group["contender"]]]
         against = sound.loc[sound["contender"] == baseline, "samples"]
         samples = against.iloc[0] if len(against) else None
-        rows += [_row(entry, baseline, samples, margin) for entry in sound.to_dict("records")]
+        environment = results.runs[int(key[0])]["environment"]
+        rows += [_row(entry, baseline, samples, margin, environment) for entry in sound.to_dict("records")]
         wrong = [contender for *where, contender in refused if tuple(where) == place]
         blank = {**group.iloc[0].to_dict(), "samples": np.empty(0), "host_us": np.nan}
-        rows += [_row({**blank, "contender": name}, baseline, None, margin) for name in wrong]
+        rows += [_row({**blank, "contender": name}, baseline, None, margin, environment) for name in wrong]
     return pd.DataFrame(rows, columns=[*benchmarks.columns, *ADDED])
 
 
@@ -166,7 +167,7 @@ def _means(known: pd.DataFrame, margin: float) -> dict:
     return dict(zip(MEANS, values, strict=True))
 
 
-def _row(entry: dict, baseline: str, against: np.ndarray | None, margin: float) -> dict:
+def _row(entry: dict, baseline: str, against: np.ndarray | None, margin: float, environment: Mapping) -> dict:
     samples = entry.pop("samples")
     row = entry | {"baseline": baseline, "ours": is_ours(entry["contender"]), "samples": len(samples)}
     nothing = intervals.Estimate(np.nan, np.nan, np.nan)
@@ -185,7 +186,7 @@ def _row(entry: dict, baseline: str, against: np.ndarray | None, margin: float) 
         "median": time.value, "low": time.low, "high": time.high,
         "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
         "flop_per_s": entry["flops"] / time.value, "bytes_per_s": entry["bytes"] / time.value,
-        "verdict": verdict,
+        "share": ceilings.share(entry, time.value, environment), "verdict": verdict,
     }  # fmt: skip
 
 

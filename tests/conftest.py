@@ -1,6 +1,10 @@
-"""Without a GPU, kernels run in Triton's interpreter; the variable must be set before they are imported."""
+"""Tests run where kernels do: on the GPU if there is one, else on the CPU in Triton's interpreter.
+
+The interpreter's variable must be set before kernels are imported.
+"""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,12 +15,21 @@ if not torch.cuda.is_available():
 import pytest
 
 from bench.options import add_options
+from tests import memory
 
 BENCH = Path(__file__).parents[1] / "bench"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CPU_ONLY = ("bench", "reports")  # folders whose tests read files, script devices and never need a GPU
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)  # a bare ``pytest --benchmark-only --nets A`` loads this file before any of bench/
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in CPU_ONLY:
+            item.add_marker(pytest.mark.cpu)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,22 +42,28 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def device() -> torch.device:
     """Where kernels are tested: the GPU if there is one, else the CPU through Triton's interpreter."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return DEVICE
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _where_kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On a GPU machine tensors without a device lie on the GPU, float32 is multiplied in full, and nothing is tuned:
+    a test that is about one of these says so itself. Tests marked ``cpu`` see the machine as it is."""
     torch.manual_seed(0)
+    if DEVICE.type == "cpu" or request.node.get_closest_marker("cpu"):
+        yield
+        return
+    monkeypatch.setenv("TRITON_DIRAC_AUTOTUNE", "0")
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    with DEVICE:
+        yield
 
 
-@pytest.fixture
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every floating tensor that ``torch.empty`` hands out is full of NaN: what is not written shows."""
-    for name in ("empty", "empty_like", "empty_strided"):
-        original = getattr(torch, name)
-
-        def poisoned(*args, _original=original, **kwargs):
-            tensor = _original(*args, **kwargs)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-        monkeypatch.setattr(torch, name, poisoned)
+@pytest.fixture(autouse=True)
+def _memory_tells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is poisoned, and in the interpreter every address that a kernel takes is checked; see ``tests.memory``."""
+    if request.node.get_closest_marker("cpu"):
+        return
+    memory.poison(monkeypatch)
+    if DEVICE.type == "cpu":
+        memory.guard(monkeypatch)

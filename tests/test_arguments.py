@@ -13,12 +13,15 @@ import triton_dirac as td
 from triton_dirac.models import diracnet
 
 IMAGE, WEIGHT, GROUPED = torch.randn(2, 8, 9, 9), torch.randn(8, 8, 3, 3), torch.randn(8, 4, 3, 3)
-ALPHA, BETA = torch.rand(8), torch.rand(8)
+ALPHA, BETA = torch.linspace(0.5, 1.5, 8), torch.linspace(0.1, 0.8, 8)  # the same in every process: they name tests
 
 
 class Index:
     def __init__(self, value):
         self.value = value
+
+    def __repr__(self):  # the same in every process, as the names of tests must be
+        return "Index()"
 
     def __index__(self):
         return self.value

@@ -203,7 +203,7 @@ def test_auto_takes_what_measured_faster_for_each_pass(chosen, monkeypatch):
 
 
 def dirac_tensors(seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     shapes = [(1, 3, 4, 4), (4, 3, 3, 3), (4,), (4,)]
     image, *rest = (torch.randn(shape, generator=generator) for shape in shapes)
     return [image.to(memory_format=torch.channels_last), *rest]

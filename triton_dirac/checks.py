@@ -140,7 +140,8 @@ def check_dtype(dtype: Any) -> None:
 
 def _exact_of_layers(groups: Any) -> int | tuple[int, ...]:
     """One number for all layers, or one for each."""
-    number = as_index(groups)
+    # A list is not even asked: torch.compile of torch 2.11 breaks down when it is.
+    number = None if isinstance(groups, (list, tuple)) else as_index(groups)
     if number is not None:
         return number
     numbers = as_indices(groups)

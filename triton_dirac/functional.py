@@ -245,9 +245,9 @@ def conv2d(
         return conv2d(*ready, *args, **how)
     if weight.dtype != input.dtype:
         raise TypeError(f"weight must have input's dtype {input.dtype}, got {weight.dtype}")
+    call = check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision)
     if alpha is not None:
         check_per_filter("alpha", alpha, weight.shape[0], "input", input.dtype)
-    call = check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision)
     if not use_triton(backend, input.dtype, input.device):
         return conv_torch.conv2d(input, weight, bias, alpha, call.problem, relu=call.relu)
     settings = conv_op.ConvSettings(*call.geometry, call.relu, call.precision, backend == "auto")

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.environment import environment
-from bench.layers import NETS, Layer, layers
-from bench.networks import NETWORKS
+from bench.layers import Layer, layers
+from bench.net_weights import WHOLE_NETS
+from bench.nets import NETS
 from triton_dirac.runtime import files
 from triton_dirac.runtime.targets import TARGETS
 
@@ -30,7 +31,8 @@ from .run import rows_of
 from .selection import split
 
 DTYPES = ("bfloat16", "float32", "tf32", "float16")
-DEFAULT_NETS = [net for net in NETS if net != "DiracNet-34"]  # which has DiracNet-18's layers
+# DiracNet-34 has DiracNet-18's layers.
+DEFAULT_NETS = [name for name, net in NETS.items() if net.by_default and name != "DiracNet-34"]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,7 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = "comma-separated; default: "
     parser.add_argument("--targets", help=names + ",".join(TARGETS))
     parser.add_argument("--kernels", help=f"comma-separated parts of names; all: {', '.join(KERNELS)}")
-    parser.add_argument("--nets", help=f"{names}{','.join(DEFAULT_NETS)}; also DiracNet-34")
+    parser.add_argument("--nets", help=f"{names}{','.join(DEFAULT_NETS)}; all: {', '.join(NETS)}")
     parser.add_argument("--layers", help="comma-separated parts of layer names; default: see --all")
     parser.add_argument("--dtypes", help=f"{names}bfloat16, and float32,tf32 for one layer; also float16, tf32x3")
     every = "every layer in every dtype, not only each net's stem and the Dirac layer with the most work"
@@ -89,7 +91,7 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
     """The jobs of the table that is asked for."""
     targets, dtypes, kernels = (split(getattr(options, name)) for name in ("targets", "dtypes", "kernels"))
     if options.bytes:
-        nets = split(options.nets) or list(NETWORKS)
+        nets = split(options.nets) or list(WHOLE_NETS)
         return moved.jobs_of(targets or moved.TARGETS, dtypes or moved.DTYPES, nets)
     if options.loops or options.configs:
         table = loops if options.loops else configs
@@ -130,9 +132,12 @@ def is_default(job: Job, first_net: str, last_layer: str) -> bool:
 
 
 def representative(of_net: Sequence[Layer]) -> list[Layer]:
-    """The plain layers (the stem), and the Dirac layer in which the net spends most of its arithmetic."""
-    most = max((x for x in of_net if x.dirac), key=lambda layer: layer.count * layer.problem.flops)
-    return [layer for layer in of_net if not layer.dirac or layer is most]
+    """The layers on the image, and that in which the net spends most of its arithmetic: a Dirac layer if it has any."""
+    stems = [layer for layer in of_net if not layer.needs_input_grad]
+    others = [layer for layer in of_net if layer.needs_input_grad]
+    dirac = [layer for layer in others if layer.has_identity]
+    most = sorted(dirac or others, key=lambda layer: layer.count * layer.problem.flops)[-1:]
+    return [*stems, *most]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from bench import networks
+from bench.net_contenders import layers_of
+from bench.net_weights import NetWeights, shapes
+from bench.test_weight_prep_nets import SUITE
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.targets import TARGETS as KNOWN
@@ -45,13 +47,13 @@ def jobs_of(targets: Sequence[str], dtypes: Sequence[str], nets: Sequence[str]) 
     for target in targets:
         for dtype in dtypes:
             for net in nets:
-                counts = {shape: networks.shapes(net).count(shape) for shape in networks.shapes(net)}
+                counts = {shape: shapes(net).count(shape) for shape in shapes(net)}
                 for kernel, planner in (("weight_prep", "plans:prep"), ("weight_prep_multi", "bytes:prep_net")):
-                    of_net = counts if kernel == "weight_prep" else {networks.shapes(net)[0]: 1}
+                    of_net = counts if kernel == "weight_prep" else {shapes(net)[0]: 1}
                     for backward in (False, True):
                         for (k, c, r, s), count in of_net.items():
                             name = kernel + " backward" * backward
-                            layer = f"{c}-{k} {r}x{s}" if kernel == "weight_prep" else networks.LAYER
+                            layer = f"{c}-{k} {r}x{s}" if kernel == "weight_prep" else NetWeights.name
                             problem, arguments = ConvProblem(1, c, r, s, k, r, s), {"backward": backward}
                             planner_name = f"bench.compile.{planner}"
                             jobs.append(Job(name, planner_name, net, layer, dtype, target, problem, count, arguments))
@@ -60,7 +62,7 @@ def jobs_of(targets: Sequence[str], dtypes: Sequence[str], nets: Sequence[str]) 
 
 def prep_net(job: Job) -> tuple[str, list[Launch]]:
     """In the worker: all Dirac layers of the job's net in one launch, as ``plans.prep`` prepares each."""
-    layers = networks.draw(networks.shapes(job.net), "forward", job.dtype, torch.device("meta")).layers
+    layers = layers_of(SUITE.work(shapes(job.net), job.dtype, "forward", torch.device("meta")))
     launches, prepared, norms = weight_prep_multi.plan_weight_prep_multi(
         layers, identity=False, dtype=plans.dtype_of(job), channels_last=True
     )
@@ -91,8 +93,8 @@ def moved(row: dict[str, Any], job: Job) -> dict[str, Any]:
     read = WEIGHT_BYTES + other if backward else WEIGHT_BYTES
     written = WEIGHT_BYTES if backward else other
     of_net = job.kernel.startswith("weight_prep_multi")
-    shapes = networks.shapes(job.net) if of_net else [job.problem.weight_shape]
-    weights, filters = sum(torch.Size(shape).numel() for shape in shapes), sum(shape[0] for shape in shapes)
+    of_job = shapes(job.net) if of_net else [job.problem.weight_shape]
+    weights, filters = sum(torch.Size(shape).numel() for shape in of_job), sum(shape[0] for shape in of_job)
     tiles = _tile_elements(launch)
     in_ir, kinds = row["ir_accesses"], len(launch.constexprs.get("KINDS", "1"))
     reads, load_width = _times(row["loads"], threads, tiles * read, in_ir["load"], kinds * (1 + backward))

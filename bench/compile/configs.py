@@ -31,6 +31,7 @@ SAME = (1, 1, 1, 1)
 PROBLEMS = {
     "wide": ConvProblem(256, 256, 28, 28, 256, 3, 3, padding=SAME),
     "channel tail": ConvProblem(256, 80, 32, 32, 80, 3, 3, padding=SAME),
+    "five parts": ConvProblem(256, 320, 16, 16, 320, 3, 3, padding=SAME),
     "stride 2": ConvProblem(256, 256, 28, 28, 256, 3, 3, stride=(2, 2), padding=SAME),
     "odd channels": ConvProblem(256, 35, 32, 32, 35, 3, 3, padding=SAME),
     "stem": ConvProblem(256, 3, 224, 224, 64, 7, 7, stride=(2, 2), padding=(3, 3, 3, 3)),
@@ -59,7 +60,7 @@ def jobs_of(
             for dtype in dtypes:
                 for name, problem in problems.items():
                     planner = f"bench.compile.plans:{kernel.removeprefix('conv_')}"
-                    job = Job(kernel, planner, "", name, dtype, target, problem)
+                    job = Job(kernel, planner, "", name, dtype, target, problem, has_identity=name != "stem")
                     asked = problem, plans.dtype_of(job), TARGETS[target], plans.precision(job)
                     jobs += [
                         replace(job, arguments={"config": asdict(config), "full_epilogue": True})

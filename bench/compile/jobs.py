@@ -15,7 +15,8 @@ class Job:
     """One kernel at one layer, dtype and target.
 
     ``planner`` is "module:function": called in the worker as ``function(job)``, it returns the config's name
-    and the launches. ``arguments`` are the planner's own; ``count`` is how often the layer occurs in the net.
+    and the launches. ``arguments`` are the planner's own; ``count`` is how often the layer occurs in the net, and
+    ``has_identity`` whether its convolution adds one.
     """
 
     kernel: str
@@ -27,6 +28,7 @@ class Job:
     problem: ConvProblem
     count: int = 1
     arguments: dict[str, Any] = field(default_factory=dict)
+    has_identity: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,15 +80,14 @@ def jobs_of_layer(layer: Layer, kernels: Sequence[str], dtype: str, target: str)
     for kernel in kernels:
         planner, arguments = (KERNELS | PEERS)[kernel]
         problem, name = layer.problem, layer.name
-        if kernel.startswith("weight_prep") and not (layer.dirac and dtype != "tf32"):
+        if kernel.startswith(("weight_prep", "conv_direct")) and not (layer.has_identity and dtype != "tf32"):
             continue
-        if kernel.startswith("conv_direct") and not (layer.dirac and dtype != "tf32"):
-            continue
-        if kernel.startswith("conv_dgrad") and not layer.dirac:
+        if kernel.startswith("conv_dgrad") and not layer.needs_input_grad:
             continue
         if kernel.startswith("conv_direct"):
             problem, name = replace(problem, K=problem.C, groups=problem.C), f"{name} depthwise"
         if kernel.startswith("weight_prep_multi"):
             name = "all Dirac layers"
-        jobs.append(Job(kernel, planner, layer.net, name, dtype, target, problem, layer.count, arguments))
+        names = (kernel, planner, layer.net, name, dtype, target)
+        jobs.append(Job(*names, problem, layer.count, arguments, layer.has_identity))
     return jobs

@@ -52,7 +52,7 @@ def jobs_of(
         for target in targets
         for dtype in dtypes
         for tile in TILES
-        for layer in (Layer({net: 1}, True, problem.N, problem) for net, problem in LAYERS)
+        for layer in (Layer({net: 1}, True, True, problem.N, problem) for net, problem in LAYERS)
         for kernel, (planner, arguments) in (GEMMS | wanted).items()
         if has_tma(target) or not kernel.endswith("tile")
     ]

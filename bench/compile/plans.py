@@ -104,7 +104,7 @@ def prep(job: Job) -> tuple[str, list[Launch]]:
 
 def prep_multi(job: Job) -> tuple[str, list[Launch]]:
     """All Dirac layers of the job's net in one launch, as ``prep`` prepares each."""
-    shapes = [x.problem.weight_shape for x in layers(job.net) if x.dirac for _ in range(x.count)]
+    shapes = [x.problem.weight_shape for x in layers(job.net) if x.has_identity for _ in range(x.count)]
     parameters = [
         (torch.empty(s, device="meta"), torch.empty(s[0], device="meta"), torch.empty(s[0], device="meta"))
         for s in shapes
@@ -127,8 +127,7 @@ def precision(job: Job) -> str:
 
 
 def alpha(job: Job) -> Tensor | None:
-    """Every layer but the stem, which reads the image's 3 channels, has an identity term."""
-    return torch.empty(job.problem.K, device="meta") if job.problem.C != 3 else None
+    return torch.empty(job.problem.K, device="meta") if job.has_identity else None
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bench.layers import NETS, layers
-from bench.networks import NETWORKS
+from bench.layers import layers
+from bench.net_weights import WHOLE_NETS
+from bench.nets import NETS
 from triton_dirac.runtime.targets import TARGETS
 
 from . import bytes as moved
@@ -21,7 +22,7 @@ TABLES: Mapping[str, Mapping[str, Iterable[str]]] = {
     "": {"targets": TARGETS, "kernels": KERNELS, "nets": NETS, "dtypes": (*FLOATS, *plans.TF32), "layers": ()},
     "loops": {"targets": TARGETS, "kernels": loops.CANDIDATES, "dtypes": FLOATS},
     "configs": {"targets": TARGETS, "kernels": configs.KERNELS, "dtypes": configs.DTYPES},
-    "bytes": {"targets": TARGETS, "nets": NETWORKS, "dtypes": moved.ACCEPTED},
+    "bytes": {"targets": TARGETS, "nets": WHOLE_NETS, "dtypes": moved.ACCEPTED},
 }
 OPTIONS = ("targets", "kernels", "nets", "layers", "dtypes")
 OF_KERNELS_ONLY = ("all", "peers")

@@ -7,34 +7,24 @@ GPU would be given: arguments equal to 1 become constants, divisibility by 16 an
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
-import os
-import shutil
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.compiler.compiler import make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.specialise import Specialised, specialise
 from triton_dirac.runtime.targets import TARGETS, Target
+from triton_dirac.runtime.workers import serve
 
 from . import amdgcn, sass, ttgir
 from .counts import count
 from .jobs import Job
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-GRACE = 0.5  # seconds that an idle worker has to leave by itself
 TENSOR_MEMORY_COLUMNS = 512  # of a Blackwell multiprocessor; Triton launches no kernel that needs more
 
 
@@ -44,31 +34,10 @@ def plan(job: Job) -> tuple[str, list[Launch]]:
     return getattr(importlib.import_module(module), function)(job)
 
 
-def specialise(launch: Launch, target: Target) -> tuple[ASTSource, GPUTarget, dict[str, Any]]:
-    """What the JIT would compile for this launch on ``target``: source, target, options."""
-    kernel = launch.kernel
-    while not isinstance(kernel, JITFunction):  # an autotuner's or heuristics' kernel
-        kernel = kernel.fn
-    gpu = GPUTarget(target.backend, target.arch, target.warp_size)
-    backend = make_backend(gpu)
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    keywords = {**launch.args, **launch.constexprs, **launch.options}
-    bound, specialisation, options = bind(**keywords)
-    parsed, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialisation, options)
-    return ASTSource(kernel, signature, constants, attributes), gpu, parsed.__dict__
-
-
-def key(source: ASTSource, options: dict[str, Any]) -> str:
-    """Equal for launches that compile to the same binary on one target."""
-    return hashlib.sha256(f"{source.hash()} {sorted(options.items(), key=str)}".encode()).hexdigest()[:16]
-
-
-def measure(
-    source: ASTSource, gpu: GPUTarget, options: dict[str, Any], target: Target, *, counted: bool = True
-) -> dict[str, Any]:
+def measure(specialised: Specialised, target: Target, *, counted: bool = True) -> dict[str, Any]:
     """Compile and, if ``counted``, count. ``error`` says what a launch would refuse although the kernel compiles."""
     start = time.perf_counter()
-    compiled = triton.compile(source, target=gpu, options=options)
+    compiled = specialised.compile()
     seconds = time.perf_counter() - start
     counts: dict[str, Any] = {}
     if target.backend == "cuda":
@@ -107,60 +76,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     target = TARGETS[job.target]
     config, launches = plan(job)
     if "launch" in request:
-        return measure(*specialise(launches[request["launch"]], target), target, counted=request["counted"])
+        return measure(specialise(launches[request["launch"]], target), target, counted=request["counted"])
     planned = []
     for launch in launches:
-        source, _, options = specialise(launch, target)
-        planned.append({"entry": source.name, "key": key(source, options), "grid": list(launch.grid)})
+        specialised = specialise(launch, target)
+        planned.append({"entry": specialised.source.name, "key": specialised.key, "grid": list(launch.grid)})
     return {"ok": True, "config": config, "launches": planned}
 
 
-def main(folder: str) -> None:
-    """Serve requests until the input ends, then remove ``folder``; what compilers print goes to the error stream."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    requests: SimpleQueue[str | None] = SimpleQueue()
-    threading.Thread(target=listen, args=(requests, folder), daemon=True).start()
-    try:
-        for line in iter(requests.get, None):
-            print(json.dumps(reply_to(line)), file=replies, flush=True)
-    except BrokenPipeError:  # whoever asked is gone
-        pass
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def reply_to(line: str) -> dict[str, Any]:
-    try:
-        return answer(json.loads(line))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        return {"ok": False, "error": describe(error)}
-
-
-def listen(requests: SimpleQueue[str | None], folder: str) -> None:
-    """Pass the input on. It ends when the asking process ends, killed or not: then nobody waits for a kernel that may
-    take minutes, or hang, and nobody else removes the folder."""
-    for line in sys.stdin:
-        requests.put(line)
-    requests.put(None)
-    time.sleep(GRACE)  # an idle worker is gone by now
-    shutil.rmtree(folder, ignore_errors=True)
-    if os.getpgid(0) == os.getpid():  # with the compilers that it started
-        os.killpg(0, signal.SIGKILL)
-
-
-def describe(error: BaseException) -> str:
-    """The first cause's kind and words, and where: Triton quotes pages of source between them."""
-    cause, where = error, ""
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip(" ^")]
-    if cause is not error or len(lines) > 3:
-        where = f" ({str(error).strip().splitlines()[0]})"
-    return f"{type(cause).__name__}: {' | '.join(lines[-2:])[:500]}{where}"
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    serve(answer, sys.argv[1])

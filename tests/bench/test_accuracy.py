@@ -8,7 +8,7 @@ TRUE = torch.tensor([1.0, -4.0], dtype=torch.float64)
 
 
 def verdict(result, torch_error=0.0, dtype="float32"):
-    (error,) = check({"output": result}, {"output": TRUE}, {"output": torch_error}, dtype)
+    (error,) = check({"output": result}, {"output": TRUE}, {"output": [torch_error]}, dtype)
     return error
 
 
@@ -40,7 +40,7 @@ def test_failures_name_the_tensor_and_its_error():
     errors = check(
         {"output": TRUE, "weight": TRUE + 1},
         {"output": TRUE, "weight": TRUE},
-        {"output": 0.0, "weight": 0.01},
+        {"output": [0.0], "weight": [0.01]},
         "float32",
     )
     assert failures(errors[:1]) is None

@@ -8,7 +8,7 @@ from rich.console import Console
 from bench.compile import bytes as moved
 from bench.compile import plans, ttgir
 from bench.compile.run import rows_of
-from bench.networks import shapes
+from bench.net_weights import shapes
 
 THREADS = 256
 

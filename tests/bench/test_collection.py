@@ -65,6 +65,39 @@ def test_unknown_names_are_refused_with_what_there_is(option, known):
         lab_of(config)
 
 
+def config_with(path) -> SimpleNamespace:
+    options = {"nets": None, "layers": None, "contenders": None, "dtypes": None, "batch": None, "benchmark_json": path}
+    plugins = SimpleNamespace(hasplugin=lambda name: True)
+    called = SimpleNamespace(args=("--benchmark-only",))
+    return SimpleNamespace(stash={}, pluginmanager=plugins, getoption=options.get, invocation_params=called)
+
+
+@pytest.mark.parametrize("place", ["file/below/results.json", "folder", "~/results.json"])
+def test_a_results_file_that_cannot_be_written_is_known_before_anything_is_measured(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").touch()
+    with pytest.raises(pytest.UsageError, match=f"--benchmark-json {place}: cannot be written .*accepted is a file"):
+        lab_of(config_with(Path(place)))
+    assert sorted(os.listdir()) == ["file", "folder"]
+
+
+def test_a_results_file_s_folder_is_made_and_an_old_file_stays_until_there_are_results(tmp_path):
+    old = tmp_path / "old.json"
+    old.write_text("yesterday's")
+    for path in (tmp_path / "new" / "results.json", old):
+        lab_of(config_with(path))
+    assert os.listdir(tmp_path / "new") == []
+    assert old.read_text() == "yesterday's"
+
+
+def test_options_that_select_nothing_together_are_an_error():
+    """Weights are prepared without products, so nothing is run in TF32; each option by itself is a good one."""
+    result = pytest_here("bench/test_weight_prep.py", "--dtypes", "tf32", *SMALL)
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "the options together select no measurement" in result.stderr
+
+
 def test_without_pytest_benchmark_the_tests_run_and_the_suites_say_what_is_missing():
     assert collected_folders("-p", "no:benchmark", *ONE_TEST_FILE) == {"tests"}
     result = pytest_here("-p", "no:benchmark", "bench/test_weight_prep.py")
@@ -116,3 +149,14 @@ def test_compacting_changes_the_spelling_and_nothing_else(tmp_path):
     compact(path)
     assert json.loads(path.read_text()) == document
     assert '\n{"x":[1.5,null]},\n' in path.read_text()
+
+
+def test_results_on_a_full_disk_stay_as_they_are(tmp_path, monkeypatch):
+    """They took hours, and the disk may be full just when they are there."""
+    path = tmp_path / "results.json"
+    path.write_text('{"a": 1}')
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.warns(UserWarning, match="is not written"):
+        compact(path)
+    assert path.read_text() == '{"a": 1}'
+    assert os.listdir(tmp_path) == ["results.json"]

@@ -257,7 +257,7 @@ def test_hanging_compiler_is_stopped_and_the_next_kernel_compiled():
         hung = pool.ask_all(requests[1:2])[0]
         pool.workers[0].timeout = 60
         after = pool.ask_all(requests[2:])[0]
-    assert hung == {"ok": False, "error": "no answer within 0.5 s"}
+    assert hung == {"ok": False, "error": "no answer within 0.5 s", "ended": "lost"}
     assert after.get("error") is None
 
 

@@ -5,9 +5,9 @@ import torch
 
 from bench import test_conv, test_dirac_block, test_weight_prep
 from bench.accuracy import failures
+from bench.checker import Checker
 from bench.contenders import eager_weight, weight_norm_weight
-from bench.lab import Checker
-from bench.layers import crop, layers
+from bench.layers import crop, dirac_layers, layers
 from bench.suite import float32_products
 from triton_dirac.conv.problem import ConvProblem
 
@@ -19,7 +19,7 @@ STEM = crop(layers("DiracNet-18")[0].problem)
 
 def cases(problems, dtypes, engines):
     for suite in SUITES:
-        for problem in problems if suite.dirac_only else (*problems, STEM):
+        for problem in problems if suite.subjects is dirac_layers else (*problems, STEM):
             for dtype in dtypes:
                 for direction in suite.passes:
                     for contender in suite.contenders:

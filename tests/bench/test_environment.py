@@ -2,7 +2,7 @@
 
 import json
 
-from bench.environment import clocks, environment, output_of
+from bench.environment import clocks, code, environment, output_of
 
 
 def script(**answers):
@@ -41,6 +41,28 @@ def test_environment_says_what_a_reader_needs():
         assert found[name], name
     assert {"gpu", "driver", "cuda"} <= found.keys()
     json.dumps(found)
+
+
+def test_a_copy_without_git_has_the_commit_that_it_is_told(monkeypatch, tmp_path):
+    """Not the commit of another project that it lies in."""
+    monkeypatch.setattr("bench.environment.ROOT", tmp_path)
+    monkeypatch.setenv("TRITON_DIRAC_COMMIT", "4567def")
+    run = script(status=" M theirs.py", parse="0123abc")
+    assert (environment("x", run=run)["commit"], environment("x", run=run)["dirty"]) == ("4567def", None)
+    monkeypatch.delenv("TRITON_DIRAC_COMMIT")
+    assert environment("x", run=run)["commit"] is None
+
+
+def test_code_is_told_from_other_code(monkeypatch, tmp_path):
+    monkeypatch.setattr("bench.environment.ROOT", tmp_path)
+    seen = [code()]
+    (tmp_path / "bench").mkdir()
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "2")):
+        (tmp_path / "bench" / name).write_text(text)
+        seen.append(code())
+    (tmp_path / "bench" / "notes.txt").write_text("no code")
+    assert len(set(seen)) == 4
+    assert code() == seen[-1]
 
 
 def test_dirty_is_no_when_nothing_changed_and_unknown_outside_git():

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import lab as lab_module
-from bench import obstacles
+from bench import obstacles, trial
+from bench.journal import Journal
 from bench.lab import Lab
 from bench.layers import Layer
 from bench.options import Selection
@@ -16,7 +16,7 @@ from bench.timing import Samples
 from triton_dirac.conv.problem import ConvProblem
 
 PROBLEM = ConvProblem(2, 160, 32, 32, 160, 3, 3, padding=(1, 1, 1, 1))
-LAYER = Layer({"DiracNet-28-10": 8}, True, 128, PROBLEM)
+LAYER = Layer({"DiracNet-28-10": 8}, True, True, 128, PROBLEM)
 NAMES = {
     "suite": "doubling",
     "pass": "forward",
@@ -46,6 +46,7 @@ def out_of_memory(work):
 
 SUITE = Suite(
     name="doubling",
+    subjects=lambda nets, batch: [LAYER] if "DiracNet-28-10" in nets else [],
     passes={"forward": ("output",)},
     draw=lambda problem, normal, storage: {"x": normal(problem.C).to(storage)},
     definition=lambda work: (2 * work.inputs["x"],),
@@ -90,7 +91,6 @@ def lab(sampled, monkeypatch):
         return {name: Samples([1e-3, 2e-3], 4) for name in calls}
 
     monkeypatch.setattr(obstacles, "NO_GPU", obstacles.NO_GPU._replace(executable=True))
-    monkeypatch.setattr(lab_module, "shared_layers", lambda nets, batch: [LAYER] if list(nets) else [])
     built.clear()
     return Lab(Selection(), torch.device("cpu"), sampler)
 
@@ -105,9 +105,13 @@ def reason_of(lab, contender, **options):
     """Why it was skipped; the same must stand in ``not_run``, under the contender's name."""
     with pytest.raises(pytest.skip.Exception) as skipped:
         run(lab, contender, **options)
-    assert lab.not_run[-1]["contender"] == contender
-    assert lab.not_run[-1]["reason"] == skipped.value.msg
+    (entry,) = [entry for entry in lab.results["not_run"][-len(SUITE.contenders) :] if entry["contender"] == contender]
+    assert entry["reason"] == skipped.value.msg
     return skipped.value.msg
+
+
+def accuracy(lab, contender):
+    return [entry for entry in lab.results["accuracy"] if entry["contender"] == contender]
 
 
 def test_a_right_contender_is_timed_and_described(lab):
@@ -119,7 +123,7 @@ def test_a_right_contender_is_timed_and_described(lab):
         "contender": "torch",
         "count": 8,
         "nets": {"DiracNet-28-10": 8},
-        "problem": vars(PROBLEM) | {"stride": (1, 1)},
+        "problem": {**dict(zip("NCHWKRS", (2, 160, 32, 32, 160, 3, 3), strict=True)), "padding": (1, 1, 1, 1)},
         "published_batch": 128,
         "device": "cpu",
         "label": "measured",
@@ -129,14 +133,14 @@ def test_a_right_contender_is_timed_and_described(lab):
         "host_us": None,
         "calls_per_sample": 4,
     }
-    assert lab.not_run == []
+    assert "torch" not in {entry["contender"] for entry in lab.results["not_run"]}
 
 
 @pytest.mark.parametrize("contender, error", [("wrong", "output off by"), ("nan", "output off by nan")])
 def test_a_wrong_contender_gets_no_time(lab, sampled, contender, error):
     assert error in reason_of(lab, contender)
     assert sampled == [["torch"]]
-    (accuracy,) = [entry for entry in lab.accuracy if entry["contender"] == contender]
+    (accuracy,) = [entry for entry in lab.results["accuracy"] if entry["contender"] == contender]
     assert accuracy["passed"] is False
 
 
@@ -147,11 +151,67 @@ def test_a_row_is_measured_once_and_together(lab, sampled):
     assert sampled == [["torch"]]
 
 
-def test_one_that_breaks_fails_its_own_test_only(lab):
+def test_one_that_breaks_fails_its_own_test_only(lab, sampled):
     run(lab, "torch")
     with pytest.raises(ArithmeticError, match="no such kernel"):
         run(lab, "broken")
-    assert lab.not_run == [{**NAMES, "contender": "broken", "reason": "ArithmeticError: no such kernel"}]
+    with pytest.raises(ArithmeticError, match="no such kernel"):
+        run(lab, "broken")
+    assert sampled == [["torch"]]
+    broken = [entry for entry in lab.results["not_run"] if entry["contender"] == "broken"]
+    reason = "ArithmeticError: no such kernel"
+    assert broken == [{**NAMES, "contender": "broken", "failed": True, "reason": reason}]
+
+
+def test_one_that_breaks_while_it_is_timed_costs_itself_alone(lab, sampled):
+    def sampler(calls):
+        sampled.append(sorted(calls))
+        return {"torch": Samples([1e-3]), "flaky": ArithmeticError("the third time")}
+
+    lab.machine.sampler = sampler
+    flaky = Contender("flaky", "eager", doubling())
+    suite = replace(SUITE, contenders=(flaky, SUITE.contenders[0]))
+    for _ in range(2):
+        with pytest.raises(ArithmeticError, match="the third time"):
+            lab.run(Benchmark(), suite, *WHERE, "float32", "forward", "flaky")
+        benchmark = Benchmark()
+        lab.run(benchmark, suite, *WHERE, "float32", "forward", "torch")
+        assert benchmark.rounds == 1
+    assert sampled == [["flaky", "torch"]]
+    assert [entry["reason"] for entry in lab.results["not_run"]] == ["ArithmeticError: the third time"]
+
+
+def test_a_row_without_inputs_is_tried_once_and_recorded_for_everybody(lab, sampled):
+    drawn = []
+
+    def draw(problem, normal, storage):
+        drawn.append(problem)
+        raise ArithmeticError("no inputs")
+
+    suite = replace(SUITE, draw=draw, contenders=SUITE.contenders[:2])
+    for name in ("torch", "wrong"):
+        with pytest.raises(ArithmeticError, match="no inputs"):
+            lab.run(Benchmark(), suite, *WHERE, "float32", "forward", name)
+    assert len(drawn) == 1
+    assert [entry["contender"] for entry in lab.results["not_run"]] == ["torch", "wrong"]
+    assert sampled == []
+
+
+def test_a_broken_sampler_is_everybody_s_reason(lab):
+    def sampler(calls):
+        raise torch.OutOfMemoryError("no room to flush in")
+
+    lab.machine.sampler = sampler
+    assert reason_of(lab, "torch") == "the GPU's memory does not hold it: no room to flush in"
+
+
+def test_truths_are_not_searched_for(lab, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    definition = lambda work: (seen.append(torch.backends.cudnn.benchmark), (2 * work.inputs["x"],))[1]  # noqa: E731
+    lab.run(Benchmark(), replace(SUITE, definition=definition), *WHERE, "float32", "forward", "torch")
+    assert set(seen) == {False}
+    assert torch.backends.cudnn.benchmark is True
 
 
 def test_out_of_memory_is_a_reason_and_no_failure(lab):
@@ -160,12 +220,12 @@ def test_out_of_memory_is_a_reason_and_no_failure(lab):
 
 def test_what_cannot_run_here_is_listed_with_the_reason(lab):
     assert "needs an NVIDIA GPU" in reason_of(lab, "cudnn")
-    assert not [entry for entry in lab.accuracy if entry["contender"] == "cudnn"]
+    assert not [entry for entry in lab.results["accuracy"] if entry["contender"] == "cudnn"]
 
 
 def test_triton_without_a_gpu_is_checked_on_a_crop_and_not_timed(lab, sampled):
     assert "no GPU" in reason_of(lab, "triton")
-    (entry,) = lab.accuracy
+    (entry,) = accuracy(lab, "triton")
     assert entry["executed_by"] == "interpreter"
     assert entry["problem"] == {
         "N": 2,
@@ -178,16 +238,18 @@ def test_triton_without_a_gpu_is_checked_on_a_crop_and_not_timed(lab, sampled):
         "padding": (1, 1, 1, 1),
     }
     assert (entry["tensor"], entry["error"], entry["passed"]) == ("output", 0.0, True)
-    assert sampled == []
+    assert sampled == [["torch"]]
 
 
 def test_equal_crops_are_executed_and_recorded_once(lab):
-    reason_of(lab, "triton")
-    times = len(built)
-    reason_of(lab, "triton")
-    assert len(built) == times
-    (entry,) = lab.accuracy
-    assert entry["also"] == ["DiracNet-28-10 160x32x32-160 3x3"]
+    other = replace(LAYER, counts={"DiracNet-28-5": 1}, problem=replace(PROBLEM, H=16, W=16))
+    suite = replace(SUITE, subjects=lambda nets, batch: [LAYER, other], contenders=SUITE.contenders[6:8])
+    for layer, executed in ((LAYER, 2), (other, 2)):
+        for contender, reason in (("triton", "no GPU"), ("triton-wrong", "failed the check")):
+            with pytest.raises(pytest.skip.Exception, match=reason):
+                lab.run(Benchmark(), suite, layer.net, layer.name, "float32", "forward", contender)
+        assert len(built) == executed
+    assert [entry["contender"] for entry in lab.results["accuracy"]] == ["triton", "triton-wrong"]
 
 
 def test_a_wrong_kernel_in_the_interpreter_is_named(lab):
@@ -196,18 +258,17 @@ def test_a_wrong_kernel_in_the_interpreter_is_named(lab):
 
 def test_bfloat16_in_the_interpreter_is_not_even_checked(lab):
     assert "instead of rounding" in reason_of(lab, "triton", dtype="bfloat16")
-    assert lab.accuracy == []
+    assert accuracy(lab, "triton") == []
 
 
 def test_sixteen_bits_on_a_cpu_are_checked_and_not_timed(lab, sampled):
     assert "checked but not timed" in reason_of(lab, "torch", dtype="bfloat16")
-    assert lab.accuracy[0]["executed_by"] == "cpu"
+    assert lab.results["accuracy"][0]["executed_by"] == "cpu"
     assert sampled == []
 
 
 def test_benchmark_disable_checks_without_timing(lab, sampled):
     assert run(lab, "torch", Benchmark(enabled=False)).rounds == 1
-    assert "wrong" not in {entry["contender"] for entry in lab.not_run}
     assert "failed the check" in reason_of(lab, "wrong", benchmark=Benchmark(enabled=False))
     assert sampled == []
 
@@ -215,7 +276,9 @@ def test_benchmark_disable_checks_without_timing(lab, sampled):
 def test_rows_follow_the_selection(lab):
     assert len(list(lab.rows(SUITE))) == 2 * len(SUITE.contenders)  # dtypes; one layer here
     lab.selection = Selection(("*-18",), None, ("float16",), ("triton*",), None)
-    assert [row[1:] for row in lab.rows(SUITE)] == [
+    assert list(lab.rows(SUITE)) == []
+    lab.selection = Selection(("*-28-10",), None, ("float16",), ("triton*",), None)
+    assert [(row.dtype, row.direction, contender) for row, contender in lab.rows(SUITE)] == [
         ("float16", "forward", "triton"),
         ("float16", "forward", "triton-wrong"),
         ("float16", "forward", "triton-wide"),
@@ -226,8 +289,8 @@ def test_rows_follow_the_selection(lab):
 
 def test_tf32_is_among_a_gpu_s_dtypes_where_it_changes_anything(lab):
     lab.on_gpu = True
-    assert {row[1] for row in lab.rows(SUITE)} == {"float32", "tf32", "float16", "bfloat16"}
-    assert {row[1] for row in lab.rows(replace(SUITE, multiplies=False))} == {"float32", "float16", "bfloat16"}
+    assert {row.dtype for row, _ in lab.rows(SUITE)} == {"float32", "tf32", "float16", "bfloat16"}
+    assert {row.dtype for row, _ in lab.rows(replace(SUITE, multiplies=False))} == {"float32", "float16", "bfloat16"}
 
 
 def test_tf32_is_switched_for_ours_for_cudnn_and_for_inductor():
@@ -241,15 +304,16 @@ def test_tf32_is_switched_for_ours_for_cudnn_and_for_inductor():
 
 def test_a_layer_of_two_nets_is_one_row_and_names_both(lab, monkeypatch):
     both = replace(LAYER, counts={"A": 4, "B": 6})
-    monkeypatch.setattr(lab_module, "shared_layers", lambda nets, batch: [both])
     benchmark = Benchmark()
-    lab.run(benchmark, SUITE, "A, B", both.name, "float32", "forward", "torch")
+    lab.run(
+        benchmark, replace(SUITE, subjects=lambda nets, batch: [both]), "A, B", both.name, "float32", "forward", "torch"
+    )
     assert {name: benchmark.extra_info[name] for name in ("net", "count", "nets")} == {
         "net": "A, B",
         "count": 10,
         "nets": {"A": 4, "B": 6},
     }
-    assert lab.accuracy[0]["net"] == "A, B"
+    assert lab.results["accuracy"][0]["net"] == "A, B"
 
 
 def test_what_a_contender_lacks_is_the_reason_wherever_it_is(lab):
@@ -259,12 +323,15 @@ def test_what_a_contender_lacks_is_the_reason_wherever_it_is(lab):
 def test_what_a_crop_cannot_check_is_said(lab, sampled):
     reason = reason_of(lab, "triton-wide")
     assert reason == "no GPU, and no check of the 40-channel crop for Triton's interpreter: too narrow"
-    assert lab.accuracy == []
+    assert accuracy(lab, "triton-wide") == []
 
 
 def test_a_peer_that_breaks_is_a_reason_and_no_failure(lab, monkeypatch):
     assert "other projects" in reason_of(lab, "peer")
-    monkeypatch.setattr(lab_module, "obstacle", lambda *_, **__: None)
+
+
+def test_where_a_peer_can_run_what_it_raises_is_a_reason_too(lab, monkeypatch):
+    monkeypatch.setattr(trial, "obstacle", lambda *_, **__: None)
     assert reason_of(lab, "peer") == "ArithmeticError: no such kernel"
 
 
@@ -293,15 +360,15 @@ def test_on_a_gpu_everything_is_timed_but_the_stems_dgrad(gpu):
     for engine in ("eager", "compile", "cudnn", "triton", "inductor", "flag_gems"):
         for dtype in ("float32", "tf32", "float16", "bfloat16"):
             assert rule(gpu, engine, dtype) is None
-    stem = Layer({"DiracNet-28-10": 1}, False, 128, PROBLEM)
-    assert "a stem has no dgrad" in rule(gpu, "cudnn", direction="dgrad", layer=stem)
+    stem = Layer({"DiracNet-28-10": 1}, False, False, 128, PROBLEM)
+    assert "no dgrad: the layer's input is the image" in rule(gpu, "cudnn", direction="dgrad", layer=stem)
 
 
 def test_on_a_cpu_torch_compile_is_timed_where_it_is_affordable(monkeypatch):
     cpu = torch.device("cpu")
     block = SimpleNamespace(name="dirac_block")
-    rare = Layer({"DiracNet-28-10": 1}, True, 128, PROBLEM)
-    monkeypatch.setattr(obstacles, "shared_layers", lambda nets, batch: [rare, LAYER])
+    rare = Layer({"DiracNet-28-10": 1}, True, True, 128, PROBLEM)
+    monkeypatch.setattr(obstacles, "dirac_layers", lambda nets, batch: [rare, LAYER])
     monkeypatch.setattr(obstacles.shutil, "which", lambda name: "/usr/bin/" + name)
     assert rule(cpu, "compile") is None
     assert rule(cpu, "compile", suite=block) is None
@@ -311,3 +378,68 @@ def test_on_a_cpu_torch_compile_is_timed_where_it_is_affordable(monkeypatch):
     assert "TF32 needs a GPU" in rule(cpu, "eager", "tf32")
     monkeypatch.setattr(obstacles.shutil, "which", lambda name: None)
     assert "needs a C++ compiler" in rule(cpu, "compile")
+
+
+def test_who_lost_the_gpu_in_this_row_is_not_run_again(lab, sampled, tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.start(Row(SUITE, LAYER, "float32", "forward").key)
+    journal.fault(Row(SUITE, LAYER, "float32", "forward").key, "broken", "illegal address")
+    lab._journal = Journal(tmp_path / "j.jsonl", resume=True)
+    with pytest.raises(pytest.fail.Exception, match="lost the GPU: illegal address"):
+        run(lab, "broken")
+    run(lab, "torch")
+    assert sampled == [["torch"]]
+
+
+class Watch:
+    """Clocks that fall while a row is timed."""
+
+    clocks = iter((1980.0, 1665.0))
+
+    def state(self):
+        return {"sm_mhz": next(self.clocks)}
+
+    def fall(self, state):
+        return "the SM clock fell" if state["sm_mhz"] < 1900 else None
+
+
+def test_a_row_says_its_clocks_and_a_fall_is_a_warning_that_drops_nothing(lab):
+    lab.machine.watch = Watch()
+    benchmark = Benchmark()
+    with pytest.warns(UserWarning, match="160x32x32-160 3x3 float32: the SM clock fell"):
+        run(lab, "torch", benchmark)
+    assert benchmark.rounds == 2
+    assert benchmark.extra_info["clocks_before"] == {"sm_mhz": 1980.0}
+    assert benchmark.extra_info["clocks_after"] == {"sm_mhz": 1665.0}
+    assert "the SM clock fell" in lab.environment()["warnings"][0]
+
+
+def test_what_is_much_faster_than_cudnn_is_checked_and_timed_again(lab, monkeypatch):
+    """The kernel is right once and wrong after it was timed: a race, say. It gets no time, and its error is kept."""
+    calls = []
+
+    def wrong_later(work):
+        return lambda: (calls.append(1), (work.inputs["x"] * (2.0 if len(calls) < 2 else 3.0),))[1]
+
+    monkeypatch.setattr(trial, "obstacle", lambda *_, **__: None)
+    monkeypatch.setattr(obstacles, "has_cudnn", lambda device: True)
+    seconds = {"cudnn": 1e-3, "triton": 0.5e-3, "right": 0.8e-3}
+    sampled = []
+
+    def sampler(calls):
+        sampled.append(list(calls))
+        return {name: Samples([seconds[name]] * 3) for name in calls}
+
+    lab.machine.sampler = sampler
+    contenders = [
+        Contender("cudnn", "cudnn", doubling()),
+        Contender("triton", "triton", wrong_later),
+        Contender("right", "triton", doubling()),
+    ]
+    suite, right = replace(SUITE, contenders=contenders), Benchmark()
+    with pytest.raises(pytest.skip.Exception, match="2 times as fast as cudnn, and checked again it failed the check"):
+        lab.run(Benchmark(), suite, *WHERE, "float32", "forward", "triton")
+    lab.run(right, suite, *WHERE, "float32", "forward", "right")
+    assert right.extra_info["times_as_fast_as_cudnn"] == [1.25, 1.25]
+    assert sampled == [["cudnn", "triton", "right"], ["right", "cudnn"]]
+    assert [entry["passed"] for entry in accuracy(lab, "triton")] == [True, False]

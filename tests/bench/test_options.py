@@ -11,8 +11,8 @@ class Options:
     def __init__(self, **given):
         self.given = given
 
-    def getoption(self, name):
-        return self.given.get(name)
+    def getoption(self, name, default=None):
+        return self.given.get(name, default)
 
 
 def test_nothing_given_selects_everything():

@@ -5,12 +5,14 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 
 from bench import peers
 from bench.accuracy import failures
+from bench.checker import Checker
+from bench.compiled import compiled as compiled_afresh
 from bench.contenders import CONV
-from bench.lab import Checker
 from bench.layers import layers
 from bench.obstacles import obstacle
 from bench.suite import Row
@@ -32,7 +34,8 @@ def compiled(monkeypatch):
     """torch.compile that compiles nothing; the options it was given, and the code that Inductor says it made."""
     asked = SimpleNamespace(options=None, codes=[f"import x\n{peers.GENERATED}(\n"])
 
-    def compile(function, *, dynamic, options):
+    def compile(function, *, dynamic, options, fullgraph):
+        assert fullgraph
         asked.options = options
         return function
 
@@ -54,6 +57,32 @@ def test_inductor_without_a_template_is_not_called_one(compiled):
     compiled.codes = ["extern_kernels.convolution(x)"]
     with pytest.raises(RuntimeError, match="takes no Triton template"):
         peers.inductor(SUITE.work(SMALL, "float32", "fprop", CPU))
+
+
+def test_inductor_that_compiles_nothing_is_not_said_to_lack_a_template(compiled):
+    compiled.codes = []
+    with pytest.raises(RuntimeError, match="generated no code"):
+        peers.inductor(SUITE.work(SMALL, "float32", "fprop", CPU))
+
+
+def test_no_row_s_graphs_count_against_another_row():
+    """Dynamo keeps eight graphs of a code object; the ninth size would run as eager code, and be timed as compiled."""
+    count = torch._dynamo.testing.CompileCounter()
+
+    def double(x):
+        return 2 * x
+
+    for size in range(20):
+        compiled_afresh(double, dynamic=False, backend=count)(torch.ones(size + 3))
+    assert count.frame_count == 20
+
+
+def test_a_contender_that_meets_too_many_sizes_is_an_error_and_not_eager_code():
+    call = compiled_afresh(lambda x: 2 * x, dynamic=False, backend="eager")
+    sizes = iter(range(3, 23))
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        all(call(torch.ones(size)) is not None for size in sizes)
+    assert next(sizes) == 12  # after eight
 
 
 def test_inductor_knows_the_options(monkeypatch):

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from bench import precision
-from bench.layers import NETS, Layer
+from bench.layers import Layer
+from bench.nets import NETS
 from triton_dirac.conv.problem import ConvProblem
 
-LAYER = Layer({"DiracNet-34-2": 10}, True, 128, ConvProblem(2, 16, 8, 8, 24, 3, 3, padding=(1, 1, 1, 1)))
+LAYER = Layer({"DiracNet-34-2": 10}, True, True, 128, ConvProblem(2, 16, 8, 8, 24, 3, 3, padding=(1, 1, 1, 1)))
 
 
 def errors(beta):
@@ -46,7 +47,7 @@ def test_forms_are_what_they_are_called(form):
     assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
 
 
-def test_each_net_has_one_layer():
+def test_each_net_with_dirac_layers_has_one_layer():
     chosen = precision.chosen_layers()
-    assert [layer.net for layer in chosen] == list(NETS)
-    assert all(layer.dirac and layer.problem.N == precision.BATCH for layer in chosen)
+    assert [layer.net for layer in chosen] == [name for name, net in NETS.items() if net.by_default]
+    assert all(layer.has_identity and layer.problem.N == precision.BATCH for layer in chosen)

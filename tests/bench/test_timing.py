@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from bench.timing import REPLAY, Replay, Samples, device_samples, record, rounds_for, turns, wall_samples
+from bench.timing import REPLAY, Replay, device_samples, record, rounds_for, turns, wall_samples
 from tests.scripted_gpu import Clock, FakeGpu
 
 
@@ -65,16 +65,56 @@ def test_a_sample_whose_host_fell_behind_is_taken_again_behind_a_longer_queue():
     assert samples["a"].seconds == pytest.approx([45e-6] * len(samples["a"].seconds))
 
 
-def test_a_call_that_waits_for_the_device_is_refused():
+def test_a_call_that_waits_for_the_device_has_a_wall_clock_s_time_and_says_so():
     clock = Clock()
     gpu = FakeGpu(clock)
 
-    def call():
+    def waits():
         gpu.synchronize()
         gpu.kernel(10e-6, 40e-6)()
 
-    with pytest.raises(RuntimeError, match="waits for the device"):
-        device_samples({"a": call}, gpu, clock)
+    samples = device_samples({"waits": waits, "plain": gpu.kernel(10e-6, 40e-6)}, gpu, clock)
+    assert samples["waits"].clock == "wall clock, cold L2"
+    assert samples["waits"].seconds == pytest.approx([55e-6] * len(samples["waits"].seconds))  # 10 of the host's
+    assert samples["plain"].clock == "device events, cold L2"
+    assert samples["plain"].seconds == pytest.approx([45e-6] * len(samples["plain"].seconds))
+
+
+def test_all_samples_of_a_call_are_by_one_clock():
+    clock = Clock()
+    gpu = FakeGpu(clock)
+    calls = itertools.count()
+
+    def waits_later():
+        if next(calls) > 10:
+            gpu.synchronize()
+        gpu.kernel(10e-6, 40e-6)()
+
+    samples = device_samples({"a": waits_later}, gpu, clock)["a"]
+    assert samples.clock == "wall clock, cold L2"
+    assert len(samples.seconds) >= 10
+    assert samples.seconds == pytest.approx([55e-6] * len(samples.seconds))
+
+
+@pytest.mark.parametrize("calls_before", [0, 3, 8])
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_one_that_raises_is_left_out_and_the_others_go_on(on_gpu, calls_before):
+    clock = Clock()
+    gpu = FakeGpu(clock)
+    sound = gpu.kernel(10e-6, 40e-6) if on_gpu else clock.work("sound", 0.01)
+    count = itertools.count()
+
+    def breaks():
+        if next(count) >= calls_before:
+            raise ArithmeticError("no more")
+        sound()
+
+    calls = {"breaks": breaks, "sound": sound}
+    found = device_samples(calls, gpu, clock) if on_gpu else wall_samples(calls, clock)
+    assert list(found) == ["sound", "breaks"]
+    assert isinstance(found["breaks"], ArithmeticError)
+    assert len(found["sound"].seconds) >= 10
+    assert next(count) == calls_before + 1
 
 
 def test_replay_reads_samples_back_as_differences():
@@ -93,7 +133,7 @@ def test_record_makes_pytest_benchmark_keep_exactly_the_samples():
                 self.data.append(REPLAY() - start)
 
     fixture = Fixture()
-    record(fixture, Samples([3e-6, 2.00000000049e-3]))
+    record(fixture, [3e-6, 2e-3])
     assert fixture.data == [3e-6, 2e-3]
 
 

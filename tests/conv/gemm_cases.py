@@ -16,6 +16,8 @@ ONE = (1, 1, 1, 1)
 GATHER = Config(32, 16, 16, 4, 2)
 BATCH = Config(16, 32, 16, 4, 3, "batch")
 TILE = Config(16, 16, 16, 4, 2, "tile")
+PERSISTENT = Config(16, 16, 16, 4, 2, "persistent")
+TWO_PARTS = Config(16, 32, 32, 4, 2, "tile", extra_n=16)
 
 PROBLEMS = {
     "taps fastest": ConvProblem(2, 16, 5, 6, 16, 3, 3, padding=ONE),
@@ -54,6 +56,9 @@ BATCHED = {
     "batch, stride": ConvProblem(16, 16, 5, 4, 16, 3, 3, stride=(2, 2), padding=ONE),
     "batch, dilation": ConvProblem(16, 16, 4, 4, 16, 3, 3, padding=(2, 2, 2, 2), dilation=(2, 2)),
     "batch, groups": ConvProblem(16, 32, 2, 2, 32, 3, 3, padding=ONE, groups=2),
+    "batch, last tile of columns shared": ConvProblem(16, 48, 1, 3, 72, 1, 3, padding=(0, 0, 1, 1)),
+    "batch, 80 channels": ConvProblem(17, 80, 2, 2, 80, 2, 2, padding=(1, 0, 1, 0)),
+    "batch, no tap reaches the border": ConvProblem(16, 16, 2, 2, 16, 2, 2, padding=(3, 3, 3, 3)),
     "batch, a window of which little is inside": ConvProblem(16, 16, 1, 2, 16, 7, 7, padding=(3, 3, 3, 3)),
 }
 
@@ -81,7 +86,7 @@ class Case:
     """Operands of one problem and what fprop and dgrad must make of them."""
 
     def __init__(self, problem: ConvProblem, dtype: torch.dtype, device: torch.device, *, alpha: bool = True):
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
 
         def draw(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.randn(shape, generator=generator).to(device, dtype)

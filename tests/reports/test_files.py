@@ -2,9 +2,11 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,28 @@ def test_parts_of_a_killed_writer_are_removed_by_the_next(tmp_path):
     os.utime(left, (0, 0))
     files.write({page: "later"})
     assert names(tmp_path) == ["index.html"]
+
+
+def test_writers_that_are_killed_leave_every_file_whole(tmp_path):
+    def write_many(letter):
+        while True:
+            files.write({tmp_path / name: letter * 100_000 for name in ("a.csv", "index.html")})
+
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_many, args=(letter,)) for letter in "abcdefgh"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        time.sleep(0.05)
+        writer.kill()
+        writer.join()
+    for name in ("a.csv", "index.html"):
+        text = (tmp_path / name).read_text()
+        assert text == text[0] * 100_000
+    for left in tmp_path.glob(".*"):
+        os.utime(left, (0, 0))
+    files.write({tmp_path / name: "last" for name in ("a.csv", "index.html")})
+    assert names(tmp_path) == ["a.csv", "index.html"]
 
 
 def test_a_link_is_followed(tmp_path):

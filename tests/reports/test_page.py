@@ -312,6 +312,16 @@ def test_options_say_what_they_accept(tmp_path, capsys, option):
     assert "accepted is" in capsys.readouterr().err
 
 
+def test_a_table_that_was_cut_off_says_so(tmp_path):
+    table = compile_table()
+    whole = made(tmp_path / "whole", table | {"planned": len(table["rows"])})
+    cut = made(tmp_path / "cut", table | {"planned": len(table["rows"]) + 30})
+    warning = "The run was stopped before its end: 30 kernels are missing."
+    for name in ("index.html", "summary.md"):
+        assert warning in (cut / name).read_text()
+        assert "stopped before its end" not in (whole / name).read_text()
+
+
 def test_reports_knows_nothing_of_what_it_reports_on():
     for file in Path(page.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

@@ -10,10 +10,14 @@ import torch
 
 import triton_dirac
 from tests.scripted_gpu import Clock, FakeGpu
+from triton_dirac.conv import dgrad_configs, fprop_configs, wgrad_configs
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.models import conv_problems, diracnet
 from triton_dirac.runtime import autotune, measure, timings
+from triton_dirac.runtime.compile_ahead import Outcome
 from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.targets import INTERPRETER, TARGETS
 
 PROBLEM = ConvProblem(8, 64, 14, 14, 64, 3, 3, padding=(1, 1, 1, 1))
 SMALL, WIDE, DEEP = Config(32, 32, 32, 4, 2), Config(128, 128, 32, 8, 3), Config(64, 64, 64, 4, 4)
@@ -184,6 +188,57 @@ def test_all_failing_leaves_the_default_for_this_process(answer, tmp_path):
     assert kernel.pick() == SMALL
     assert kernel.ran == []
     assert bool(list(tmp_path.iterdir())) == (answer is not None)
+
+
+def test_what_does_not_compile_is_not_run_and_kept_only_if_that_is_for_good(monkeypatch):
+    """The compiler would crash this process, or hang it."""
+    refused, lost = {WIDE.label: "SIGSEGV"}, {DEEP.label: "no answer within 120 s"}
+    kernel = Kernel({SMALL: 3.0, WIDE: 1.0, DEEP: 2.0})
+    compiled = []
+
+    def compile_ahead(plans, target):
+        compiled.append((list(plans), target))
+        assert [launch.config for plan in plans.values() for launch in plan()] == [SMALL, WIDE, DEEP]
+        return Outcome(refused, lost, 1)
+
+    monkeypatch.setattr(autotune, "_can_measure", lambda device: True)
+    monkeypatch.setattr(autotune, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(autotune, "measure", kernel.measure)
+    with pytest.warns(UserWarning, match="left out") as said:
+        assert kernel.pick(measure=None) == SMALL
+    assert kernel.ran == [SMALL]
+    assert compiled == [([SMALL.label, WIDE.label, DEEP.label], INTERPRETER)]
+    messages = sorted(str(warning.message) for warning in said)
+    problem = "conv_wgrad 8x64x14x14-64x3x3 s1,1 p1,1,1,1 d1,1 g1 torch.float16 ieee: "
+    assert messages == [
+        f"{problem}{WIDE.label} is left out for good: SIGSEGV",
+        f"{problem}{DEEP.label} is left out this time: no answer within 120 s",
+    ]
+    (times,) = json.loads(stored().path.read_text())["timings"].values()
+    assert times == {SMALL.label: 3.0, WIDE.label: None}
+
+
+def test_a_copied_cache_of_kernels_is_put_right_before_the_first_kernel_that_is_picked(monkeypatch):
+    """Also where all timings are known: the picked kernel would be compiled again."""
+    looked = []
+    monkeypatch.setattr(autotune.compiled_cache, "relocate_if_moved", lambda: looked.append(1))
+    kernel = Kernel({SMALL: 3.0, WIDE: 1.0})
+    kernel.pick()
+    kernel.pick()
+    assert looked == [1]
+    autotune.forget()  # as a new process would start
+    kernel.pick(measure=measured_again)
+    assert looked == [1, 1]
+
+
+def test_a_layer_has_as_many_kernels_to_compile_as_is_stated():
+    """72 of 0.4 s on 16 cores and 3 * (24 * 0.01 + 0.08) s of measuring: with 4 s to start processes less than 10 s."""
+    h100 = TARGETS["cuda:90"]
+    for problem in {found.problem for found in conv_problems(diracnet(28, 10), 32, 128)}:
+        for dtype in (torch.float16, torch.bfloat16):
+            offered = [table.offered(problem, dtype, h100) for table in (fprop_configs, dgrad_configs, wgrad_configs)]
+            assert sum(len(configs) for configs in offered) <= 72
+            assert all(len(configs) <= 24 for configs in offered)
 
 
 def test_a_single_config_is_not_measured():

@@ -35,7 +35,7 @@ def replays(monkeypatch):
 
 def tensors(seed: int = 0, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     """image, weight, alpha, beta, bias"""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     shapes = [(1, 3, 4, 4), (4, 3, 3, 3), (4,), (4,), (4,)]
     image, *rest = (torch.randn(shape, generator=generator) for shape in shapes)
     return [image.to(dtype, memory_format=torch.channels_last), *rest]
@@ -242,7 +242,7 @@ def test_tensor_descriptors_are_made_again_for_the_tensors_of_the_moment(replays
     config = Config(16, 16, 16, 4, 2, "tile")
     monkeypatch.setattr("triton_dirac.conv.fprop.pick", lambda *arguments, **options: config)
     for seed in range(3):
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
         image = torch.randn(problem.input_shape, generator=generator).to(memory_format=torch.channels_last)
         weight = torch.randn(problem.weight_shape, generator=generator)
         per_filter = torch.randn(16, generator=generator)

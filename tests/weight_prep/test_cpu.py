@@ -8,6 +8,8 @@ from triton_dirac import dirac_weight, dirac_weights, reference
 from triton_dirac.identity_term import diagonal
 from triton_dirac.weight_prep import cpu as cpu_prep
 
+pytestmark = pytest.mark.cpu
+
 SHAPES = {
     "2-D": ((6, 6, 3, 3), 1),
     "more filters": ((9, 4, 3, 3), 1),

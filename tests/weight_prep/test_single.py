@@ -18,8 +18,6 @@ from triton_dirac.weight_prep.single import (
     weight_prep_backward,
 )
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
 

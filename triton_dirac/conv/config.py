@@ -9,11 +9,12 @@ from dataclasses import dataclass
 class Config:
     """Tile of an implicit GEMM: block_m x block_n of the output per program, block_k of the sum per step.
 
-    ``loader`` is how the image operand is read: "gather" (pointers, any problem), "tile" (tensor descriptor,
-    stride 1; TMA on sm_90 and newer) or "batch" (pointers; one pixel of many images a tile, so that padding is
-    the same for all its rows). ``all_registers``, for NVIDIA, lets a thread take all 255: by itself the assembler
-    stops at a number that lets one more block run (80, 96, 107, 128 or 168), and spills the last 8 to 24 bytes for
-    it. ``reason`` says what the config is for.
+    ``loader`` is how the image operand is read: "gather" (pointers, any problem), "batch" (pointers; one pixel of many
+    images a tile, so that padding is the same for all its rows), "tile" (the same through tensor descriptors, TMA on
+    sm_90 and newer; stride 1, for wgrad any) or "persistent" (the same, each program taking tile after tile).
+    ``extra_n``: so many columns more, in a second accumulator (tile loader: 160 = 128 + 32). ``all_registers``, for
+    NVIDIA, lets a thread take all 255: by itself the assembler stops at a number that lets one more block run (80, 96,
+    107, 128 or 168), and spills the last 8 to 24 bytes for it. ``reason`` says what the config is for.
     """
 
     block_m: int
@@ -24,6 +25,7 @@ class Config:
     loader: str = "gather"
     group_m: int = 8
     all_registers: bool = False
+    extra_n: int = 0
     reason: str = ""
 
     @property
@@ -33,9 +35,15 @@ class Config:
         return options | {"maxnreg": 255} if self.all_registers else options
 
     @property
+    def columns(self) -> int:
+        """Columns of a tile."""
+        return self.block_n + self.extra_n
+
+    @property
     def name(self) -> str:
-        """e.g. ``128x64x32 w4 s3 gather``"""
-        tile = f"{self.block_m}x{self.block_n}x{self.block_k}"
+        """e.g. ``128x64x32 w4 s3 gather``, ``128x128+32x64 w4 s3 tile``"""
+        columns = f"{self.block_n}+{self.extra_n}" if self.extra_n else f"{self.block_n}"
+        tile = f"{self.block_m}x{columns}x{self.block_k}"
         return f"{tile} w{self.num_warps} s{self.num_stages} {self.loader}"
 
     @property

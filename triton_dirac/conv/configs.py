@@ -12,30 +12,34 @@ from functools import lru_cache
 
 import torch
 
+from triton_dirac.conv import cycles
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import Target
 
 FULL_BATCH = 0.75  # share of a batch-order tile's images that must exist
 
+# Pointers: what tensor descriptors cannot read, which is strides, small batches and GPUs without them.
 _HALF = (
     Config(128, 128, 64, 8, 3, "batch", reason="wide layers: most reuse, two warps a scheduler hide latency"),
     Config(128, 64, 64, 4, 4, "batch", reason="K = 64 mod 128: no column wasted; two programs a unit"),
-    Config(128, 128, 32, 8, 4, "batch", reason="C = 32 mod 64"),
     Config(128, 64, 32, 4, 4, "batch", reason="C = 32 mod 64 and K = 64 mod 128"),
-    Config(128, 128, 16, 4, 5, "batch", reason="C = 80: five whole steps a tap"),
     Config(128, 32, 32, 4, 4, "batch", reason="32 columns, or K = 32 mod 64 (160, 80)"),
-    Config(128, 32, 16, 4, 5, "batch", reason="C = 80 to K = 80"),
     Config(64, 64, 64, 4, 4, "batch", reason="batches of 64, and more programs for small layers"),
     Config(32, 64, 64, 4, 4, "batch", reason="batches of 32"),
     Config(128, 128, 64, 8, 3, "gather", reason="small batches, wide layers"),
-    Config(128, 128, 32, 8, 4, "gather", reason="the same with C = 32 mod 64 or a tail"),
     Config(128, 64, 64, 4, 4, "gather", reason="small batches, K = 64 mod 128; two programs a unit"),
     Config(128, 64, 32, 4, 4, "gather", reason="C below 64 or a tail"),
-    Config(128, 32, 32, 4, 4, "gather", reason="32 columns"),
     Config(64, 64, 64, 4, 4, "gather", reason="few pixels"),
     Config(64, 32, 64, 4, 4, "gather", reason="fewer still"),
     Config(32, 32, 64, 4, 4, "gather", reason="one image of 7x7, or outputs of one pixel"),
+)
+_NO_DESCRIPTORS = (
+    Config(128, 128, 32, 8, 4, "batch", reason="C = 32 mod 64"),
+    Config(128, 128, 16, 4, 5, "batch", reason="C = 80: five whole steps a tap"),
+    Config(128, 32, 16, 4, 5, "batch", reason="C = 80 to K = 80"),
+    Config(128, 128, 32, 8, 4, "gather", reason="small batches, wide layers with C = 32 mod 64 or a tail"),
+    Config(128, 32, 32, 4, 4, "gather", reason="32 columns"),
 )
 # Accumulators of 128x128 leave four warps of cuda:80 no registers for the epilogue: 8 to 40 bytes spill there.
 _FOUR_WARPS = (
@@ -43,11 +47,16 @@ _FOUR_WARPS = (
     Config(128, 128, 32, 4, 4, "batch", reason="the same with C = 32 mod 64"),
 )
 _TILE = (
+    Config(128, 128, 64, 4, 5, "tile", reason="wide layers: one warp group, fewest instructions per MMA"),
     Config(128, 256, 64, 8, 3, "tile", reason="a quarter less traffic than 128x128 for K of 256 and more"),
-    Config(128, 128, 64, 4, 4, "tile", reason="wide layers: one warp group, fewest instructions per MMA"),
-    Config(128, 128, 64, 8, 4, "tile", reason="wide layers: two warp groups take turns"),
+    Config(256, 128, 64, 8, 3, "tile", reason="the same for K of 128"),
+    Config(64, 128, 64, 4, 4, "tile", reason="more programs for small layers"),
     Config(128, 64, 64, 4, 4, "tile", reason="K = 64 mod 128; two programs a unit"),
-    Config(128, 64, 32, 4, 4, "tile", reason="C = 32 mod 64"),
+    Config(128, 128, 64, 4, 4, "tile", extra_n=32, reason="K = 160 and 320: no column wasted"),
+    Config(128, 256, 64, 8, 4, "tile", extra_n=64, reason="K = 320 and 640: one load of the source for 320 columns"),
+    Config(128, 64, 64, 4, 4, "tile", extra_n=16, reason="K = 80"),
+    Config(128, 256, 64, 8, 3, "persistent", reason="a tile's store overlaps the next one's loads"),
+    Config(128, 128, 64, 4, 3, "persistent", reason="the same, two programs a unit"),
 )
 # tcgen05 keeps accumulators in tensor memory, and the epilogue takes them all to registers at once: eight warps.
 _TENSOR_MEMORY = (
@@ -159,10 +168,10 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
     else:
         gather = tuple(config for config in _HALF if config.loader == "gather")
         chosen = {
-            "cuda:80": _HALF,
+            "cuda:80": _HALF + _NO_DESCRIPTORS,
             "cuda:90": _TILE + _FOUR_WARPS + _HALF,
             "cuda:100": _TENSOR_MEMORY + gather,
-            "hip": _FOUR_WARPS + _HALF,
+            "hip": _FOUR_WARPS + _HALF + _NO_DESCRIPTORS,
         }[target.family]
     if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(dict.fromkeys(replace(config, num_stages=2, all_registers=False) for config in chosen))
@@ -172,19 +181,30 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
 
 
 def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
-    """Shared memory of the pipeline's buffers: one a stage for wgmma and tcgen05, else one fewer."""
-    buffers = config.num_stages - (target.family not in ("cuda:90", "cuda:100"))
-    return (config.block_m + config.block_n) * config.block_k * dtype.itemsize * buffers
+    """Shared memory that a config's pipeline takes."""
+    return cycles.shared_bytes(config, dtype.itemsize, target)
+
+
+def tail_of(channels: int, block_k: int) -> int:
+    """Channels of the tile loader's last block: a power of two from 16, or 0 where block_k divides them all."""
+    rest = channels % block_k
+    return rest and max(16, 1 << (rest - 1).bit_length())
 
 
 def suits(config: Config, gemm: Gemm) -> bool:
-    """Whether a config's order suits: batch order and tiles need batches that fill them and offsets that fit."""
+    """Whether a config's tile and order suit: batch order and descriptors need batches that fill them."""
+    if config.columns >= max(64, 2 * gemm.columns):  # half the columns and more would be surplus
+        return False
     if config.loader == "gather":
         return True
     blocks = -(-gemm.images // config.block_m)
     full = gemm.images >= FULL_BATCH * blocks * config.block_m > 0
+    if config.loader == "persistent":
+        whole = gemm.channels % config.block_k == 0 and gemm.columns >= config.block_n and gemm.groups == 1
+        return full and gemm.stride_one and whole
     if config.loader == "tile":
-        return full and gemm.stride_one and gemm.channels % config.block_k == 0
+        whole = not config.extra_n or gemm.columns % config.columns == 0
+        return full and gemm.stride_one and whole
     return full and gemm.window_fits and (config.block_m + 1) * gemm.image_elements < 2**31
 
 
@@ -207,31 +227,17 @@ def default(
     )
 
 
-# Per unit and clock, to one digit: dense 16-bit multiply-adds, bytes from L2.
-_RATES = {"cuda:80": (1024, 40), "cuda:90": (2048, 40), "cuda:100": (4096, 40), "hip": (1024, 30)}
-_PROGRAM_CYCLES = 2000  # to fill the pipeline and store a tile
-# A barrier and what does not overlap with the MMAs; address and mask arithmetic grow in this order (counted).
-_STEP_CYCLES = {"tile": 40, "batch": 50, "gather": 70}
-
-
 def estimated_cycles(gemm: Gemm, dtype: torch.dtype, config: Config, target: Target) -> float:
-    """Clocks by tile arithmetic: waves of programs, each as long as its matrix or its L2 work.
-
-    An ordering of configs, not a prediction. Rates: A100, H100, B200 and MI300X datasheets.
-    """
-    multiply_adds, l2_bytes = _RATES[target.family]
-    size = dtype.itemsize
-    tile = config.block_m * config.block_n * config.block_k
-    matrix = tile / (multiply_adds * 2 / size)
-    traffic = (config.block_m + config.block_n) * config.block_k * size / l2_bytes
+    """Clocks by tile arithmetic: see ``cycles``."""
     if config.loader == "gather":
         rows = -(-gemm.images * gemm.pixels // config.block_m)
         flat = gemm.phases == 1 and gemm.channels % config.block_k != 0
         steps = gemm.taps * gemm.channels / config.block_k if flat else gemm.taps * -(-gemm.channels // config.block_k)
     else:
         rows = -(-gemm.images // config.block_m) * gemm.pixels
-        steps = gemm.inside * gemm.taps * -(-gemm.channels // config.block_k)
-    programs = rows * -(-gemm.columns // config.block_n) * gemm.groups * gemm.phases
-    together = max(1, min(2, target.shared_bytes // max(1, shared_bytes(config, dtype, target))))
-    waves = -(-programs // (target.units * together)) * together
-    return waves * (-(-steps // 1) * (max(matrix, traffic) + _STEP_CYCLES[config.loader] / together) + _PROGRAM_CYCLES)
+        blocks = float(-(-gemm.channels // config.block_k))
+        if config.loader == "tile":  # its last step is as long as the channels that it has
+            blocks = gemm.channels // config.block_k + tail_of(gemm.channels, config.block_k) / config.block_k
+        steps = gemm.inside * gemm.taps * blocks
+    programs = rows * -(-gemm.columns // config.columns) * gemm.groups * gemm.phases
+    return cycles.estimated_cycles(config, dtype.itemsize, target, programs=programs, steps=steps)

@@ -9,14 +9,13 @@ One flattened loop runs over the sum. What keeps it near a plain GEMM of the sam
 - where BLOCK_K divides C the taps run fastest: the current tap's bit is then the loop's whole state, and
   neighbouring taps find their pixels in cache. Elsewhere (a, b, c) is one index that BLOCK_K cuts across
   taps, so that 80 channels, or the 3 of a stem, do not waste it;
-- columns beyond K read one that exists; only the store is masked;
+- columns beyond K, in the last tile where there are fewer than BLOCK_N, read those that exist once more; else the last
+  tile ends at K;
 - the weight's rows are a run-time number apart. What the compiler knows of their distance it adds to one row's pointer
   in every step, in two instructions a load where the multiply-add is one (2 to 12 fewer a step);
 - the loop counts up to LOOKAHEAD, the number of steps by which Triton prefetches: its test for "is there a
   step to prefetch" is then one for the counter's sign (up to 18 instructions a step fewer than from 0).
 """
-
-import math
 
 import triton
 import triton.language as tl
@@ -26,16 +25,18 @@ from triton_dirac.conv.taps import (
     clip_taps,
     divided,
     dot,
+    first_of,
     identity,
     most_taps,
     next_tap,
     one_bit,
     pixel_step,
-    program_tile,
     store,
     tap_bits,
     tap_step,
     tap_walk,
+    tile_of,
+    vector_width,
 )
 
 
@@ -70,12 +71,6 @@ def outside_taps(
     else:
         outside = outside_h | (outside_w << HALF)
     return outside
-
-
-@triton.constexpr_function
-def vector_width(size):
-    """The largest power of two up to 16 that divides ``size``: what the compiler must see to vectorise loads."""
-    return math.gcd(size, 16)
 
 
 @triton.jit
@@ -208,7 +203,7 @@ def gather_gemm(
     I = tl.cdiv(P, EVERY_I)  # of the largest phase: the last row and column of another may not exist
     J = tl.cdiv(Q, EVERY_J)
     if BATCH_ORDER:
-        tile_m, tile_n = program_tile(I * J * tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
+        tile_m, tile_n = tile_of(tl.program_id(0), I * J * tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
         block, pixel = divided(tile_m, I * J)
         i, j = divided(pixel, J)
         image = block * BLOCK_M
@@ -216,7 +211,7 @@ def gather_gemm(
         row_ok = n < N - image
         n = tl.minimum(n, N - 1 - image)
     else:
-        tile_m, tile_n = program_tile(tl.cdiv(N * I * J, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
+        tile_m, tile_n = tile_of(tl.program_id(0), tl.cdiv(N * I * J, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
         m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
         row_ok = m < N * I * J
         row, j = divided(m, J)
@@ -245,7 +240,8 @@ def gather_gemm(
     else:
         outside = 0
 
-    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_column = first_of(tile_n, K, BLOCK_N)
+    column = first_column + tl.arange(0, BLOCK_N)
     VECTOR: tl.constexpr = vector_width(TAP)
     apart = weight_vectors * VECTOR
     TURNED: tl.constexpr = DGRAD and not ACROSS
@@ -254,12 +250,10 @@ def gather_gemm(
     if ACROSS:
         weight += group.to(tl.int64) * C * (R * S * K)
         weight_row = weight + tl.arange(0, BLOCK_K) * apart
-        vector = column // VECTOR
-        weight_k += tl.where(vector < K // VECTOR, vector, 0) * VECTOR + column % VECTOR
+        weight_k += column // VECTOR % (K // VECTOR) * VECTOR + column % VECTOR if K < BLOCK_N else column
     else:
-        first = tile_n * BLOCK_N
-        weight += (group * K + first).to(tl.int64) * (R * S * C)
-        weight_row = weight + tl.minimum(tl.arange(0, BLOCK_N), K - 1 - first) * apart
+        weight += (group * K + first_column).to(tl.int64) * (R * S * C)
+        weight_row = weight + tl.arange(0, BLOCK_N) % K * apart
         weight_k += tl.arange(0, BLOCK_K)
     source_row = source + ((n * H + h) * W + w) * PIXEL + group * C
     source_a = STEP_H * W * PIXEL
@@ -297,4 +291,4 @@ def gather_gemm(
         target += (tile_m * BLOCK_M).to(tl.int64) * (K * GROUPS)
         pixel = tl.arange(0, BLOCK_M)
         row_ok = tile_m * BLOCK_M + pixel < N * P * Q
-    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, RELU)
+    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, RELU, K < BLOCK_N)

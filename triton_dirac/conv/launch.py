@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -10,10 +12,14 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from triton_dirac.conv.config import Config
+from triton_dirac.conv.configs import tail_of
 from triton_dirac.conv.descriptor import tile_gemm
-from triton_dirac.conv.gather import gather_gemm, vector_width
+from triton_dirac.conv.gather import gather_gemm
+from triton_dirac.conv.persistent import persistent_gemm
 from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.conv.taps import vector_width
 from triton_dirac.runtime.launch import INTERPRETED, Launch
+from triton_dirac.runtime.targets import target_of
 
 INT32 = 2**31
 WINDOW = 31  # the largest filter height or width: its taps outside the image are bits of half an int64
@@ -72,23 +78,16 @@ def plan(
         "RELU": relu, "PRECISION": precision, "WIDEN": INTERPRETED and source.dtype == torch.bfloat16,
         "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": config.group_m,
     }  # fmt: skip
-    column_tiles = -(-K // config.block_n)
 
     aligned = not (source.data_ptr() | weight.data_ptr()) % 16  # as descriptors need it
-    if config.loader == "tile" and N and aligned and tile_applies(problem, source.dtype, config, dgrad=dgrad):
-        box = box_of(N, P, Q, config.block_m)
-        flat = box[1:] == (1, 1) and C % config.block_k == 0 and H * W * C * groups < INT32
-        source_view, weight_view = source.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1).flatten(1, 2)
-        source_block = [*box, config.block_k]
-        weight_block = [config.block_k, 1, config.block_n] if dgrad else [config.block_n, 1, config.block_k]
-        if flat:
-            source_view, weight_view = source_view.flatten(1), weight_view.flatten(1)
-            source_block, weight_block = [source_block[0], source_block[-1]], weight_block[::2]
-        args["source_tiles"] = TensorDescriptor.from_tensor(source_view, source_block)
-        args["weight_tiles"] = TensorDescriptor.from_tensor(weight_view, weight_block)
-        constexprs["FLAT"] = flat
-        constexprs |= {"BOX_N": box[0], "BOX_H": box[1], "BOX_W": box[2]}
-        grid = (-(-N // box[0]) * -(-P // box[1]) * -(-Q // box[2]) * column_tiles, groups)
+    aligned &= config.loader in ("tile", "persistent")
+    if aligned and N and tile_applies(problem, source.dtype, config, dgrad=dgrad):
+        tail = tail_of(C, config.block_k)
+        if config.loader == "persistent" and persistent_applies(K, groups, target, tail, config):
+            return [_persistent(source, weight, target, args, constexprs, problem, config, dgrad=dgrad)]
+        args |= _descriptors(source, weight, problem, config, tail, dgrad=dgrad)
+        constexprs |= {"BLOCK_M": config.block_m, "EXTRA_N": config.extra_n, "TAIL_K": tail}
+        grid = (-(-N // config.block_m) * pixels * -(-K // config.columns), groups)
         return [Launch(tile_gemm, grid, args, constexprs, config.options)]
 
     batch_order = config.loader == "batch"
@@ -107,7 +106,7 @@ def plan(
         "OFFSET": tl.int64 if wide else tl.int32,
         "BLOCK_M": config.block_m, "LOOKAHEAD": config.num_stages - 1,
     }  # fmt: skip
-    grid = (row_tiles * column_tiles, groups * every_h * every_w)
+    grid = (row_tiles * -(-K // config.block_n), groups * every_h * every_w)
     return [Launch(gather_gemm, grid, args, constexprs, config.options)]
 
 
@@ -119,22 +118,75 @@ def tile_applies(problem: ConvProblem, dtype: torch.dtype, config: Config, *, dg
     C, K = problem.C // problem.groups, problem.K // problem.groups
     source_channels = K if dgrad else C
     aligned = all(size * dtype.itemsize % 16 == 0 for size in (C, source_channels))
-    own_channels = problem.groups == 1 or source_channels % config.block_k == 0
+    own_channels = problem.groups == 1 or source_channels % config.block_k in (
+        0,
+        tail_of(source_channels, config.block_k),
+    )
     return problem.stride == (1, 1) and aligned and own_channels and config.block_m <= 256
 
 
-def box_of(images: int, height: int, width: int, rows: int) -> tuple[int, int, int]:
-    """(images, height, width) of powers of two with product ``rows`` that cover the target in fewest boxes.
+def persistent_applies(columns: int, groups: int, target: Tensor, tail: int, config: Config) -> bool:
+    """Whether tiles can be stored through a descriptor; where not, each is a program's.
 
-    Of equals the one of most images: a box of one pixel has its border taps left out, and only a box of one
-    dimension does Triton hand to the matrix unit without a detour through registers.
+    A store through a descriptor has no mask: ``columns`` fill a tile, rows beyond the batch it leaves out.
     """
-    sizes = [2**e for e in range(rows.bit_length())]
-    boxes = [(rows // h // w, h, w) for w in sizes for h in sizes if h * w <= rows]
-    return min(
-        boxes,
-        key=lambda box: (-(-images // box[0]) * -(-height // box[1]) * -(-width // box[2]), -box[0], -box[2]),
-    )
+    aligned = not target.data_ptr() % 16 and columns * target.element_size() % 16 == 0
+    return groups == 1 and not tail and not config.extra_n and columns >= config.block_n and aligned
+
+
+def _persistent(
+    source: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    args: dict[str, Any],
+    constexprs: dict[str, Any],
+    problem: ConvProblem,
+    config: Config,
+    *,
+    dgrad: bool,
+) -> Launch:
+    """The persistent kernel's launch, one program for each tile that the GPU holds at once."""
+    N, K, P, Q = target.shape
+    _, C, H, W = source.shape
+    half = [1, config.block_m, config.block_n // 2]
+    tiles = _descriptors(source, weight, problem, config, 0, dgrad=dgrad)
+    args = args | {
+        "source_tiles": tiles["source_tiles"], "weight_tiles": tiles["weight_tiles"],
+        "centre_tiles": TensorDescriptor(source, [H * W, N, C], [C, H * W * C, 1], half)
+        if constexprs["IDENTITY"] else None,
+        "target_tiles": TensorDescriptor(target, [P * Q, N, K], [K, P * Q * K, 1], half),
+    }  # fmt: skip
+    gpu = target_of(target.device)
+    stages = (config.block_m + config.block_n) * config.block_k * source.element_size() * config.num_stages
+    halves = 2 * math.prod(half) * target.element_size()
+    residents = max(1, min(2, gpu.shared_bytes // (stages + halves)))
+    programs = min(-(-N // config.block_m) * P * Q * -(-K // config.block_n), residents * gpu.units)
+    return Launch(persistent_gemm, (programs,), args, constexprs | {"BLOCK_M": config.block_m}, config.options)
+
+
+def _descriptors(
+    source: Tensor, weight: Tensor, problem: ConvProblem, config: Config, tail: int, *, dgrad: bool
+) -> dict[str, TensorDescriptor | None]:
+    """The tile loader's views of both operands, pixels and taps first, in blocks of each size that it takes."""
+    N, channels, H, W = source.shape
+    filters, per_filter, taps = problem.K, problem.C // problem.groups, problem.R * problem.S
+
+    def source_tiles(block_k: int) -> TensorDescriptor:
+        strides = [channels, H * W * channels, 1]
+        return TensorDescriptor(source, [H * W, N, channels], strides, [1, config.block_m, block_k])
+
+    def weight_tiles(block_n: int, block_k: int) -> TensorDescriptor:
+        block = [1, block_k, block_n] if dgrad else [1, block_n, block_k]
+        return TensorDescriptor(weight, [taps, filters, per_filter], [per_filter, taps * per_filter, 1], block)
+
+    args: dict[str, TensorDescriptor | None] = {}
+    for name, block_k in (("tiles", config.block_k), ("tail", tail)):
+        args |= {
+            f"source_{name}": source_tiles(block_k) if block_k else None,
+            f"weight_{name}": weight_tiles(config.block_n, block_k) if block_k else None,
+            f"extra_{name}": weight_tiles(config.extra_n, block_k) if block_k and config.extra_n else None,
+        }
+    return args
 
 
 def _reads_outside(problem: ConvProblem, dgrad: bool) -> bool:

@@ -6,25 +6,29 @@ The reduction is split in ``split_k`` parts, each of which writes its own float3
 second kernel adds the planes in order. No atomics: the result is bitwise the same from run to run. dw is
 written in the weight's own layout, K, R, S, C.
 
-The config's loader says in which order pixels are walked (``wgrad_kernels`` has both kernels): "batch",
-one pixel of block_k images a step, or "gather", block_k consecutive pixels a step.
+The config's loader says in which order pixels are walked: "batch", one pixel of block_k images a step, or "gather",
+block_k consecutive pixels a step (both in ``wgrad_kernels``); "tile" is batch order through tensor descriptors
+(``wgrad_descriptor``).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from triton_dirac.conv import wgrad_configs as tuning
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.direct import channels_last, direct_wgrad, empty, prefers_direct
 from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.conv.wgrad_descriptor import wgrad_tile_kernel
 from triton_dirac.conv.wgrad_kernels import reduce_kernel, wgrad_batch_kernel, wgrad_pixel_kernel
 from triton_dirac.runtime.autotune import pick
-from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.launch import INTERPRETED, Launch
 from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.targets import Target, target_of
 
@@ -62,7 +66,9 @@ def split_steps(problem: ConvProblem, config: Config, split_k: int) -> tuple[int
         raise ValueError(f"split_k must be at least 1, got {split_k}")
     image_x, image_dy = problem.H * problem.W * problem.C, problem.P * problem.Q * problem.K
     outputs = problem.P * problem.Q
-    if config.loader == "batch":
+    if config.loader == "tile":
+        steps, most = -(-problem.N // config.block_k) * outputs, INT32_LIMIT
+    elif config.loader == "batch":
         if (config.block_k + 1) * max(image_x, image_dy) > INT32_LIMIT:
             raise ValueError(f"config {config.name}: {config.block_k} images exceed int32 offsets; use gather")
         steps, most = -(-problem.N // config.block_k) * outputs, INT32_LIMIT
@@ -96,14 +102,16 @@ def plan_wgrad(
     C, Cg = problem.C, problem.C // problem.groups
     columns = problem.R * problem.S * Cg
     splits, steps = split_steps(problem, config, split_k)
+    out = dw if workspace is None else workspace
+    if config.loader == "tile":
+        main = _plan_tile(dy, x, out, problem, precision=precision, config=config, splits=splits)
+        return [main] if workspace is None else [main, _plan_reduce(workspace, dw, splits)]
     tiles_m, tiles_n = triton.cdiv(Kg, config.block_m), triton.cdiv(columns, config.block_n)
     width = 16 // dy.element_size()
     vector_k, vector_c = _vector(width, K, Kg), _vector(width, C, Cg)
     image, pixels = problem.P * problem.Q, problem.N * problem.P * problem.Q
-    # The interpreter's dot reads bfloat16's bits as integers (Triton 3.6 to 3.9).
-    interpreted = not isinstance(reduce_kernel, triton.JITFunction)
     args = {
-        "dy": dy, "x": x, "out": dw if workspace is None else workspace,
+        "dy": dy, "x": x, "out": out,
         "vectors_K": K // vector_k, "Kg": Kg, "vectors_C": C // vector_c, "Cg": Cg, "columns": columns,
         "H": problem.H, "W": problem.W, "P": problem.P, "Q": problem.Q, "S": problem.S,
         "stride_h": problem.stride[0], "stride_w": problem.stride[1],
@@ -113,7 +121,7 @@ def plan_wgrad(
     }  # fmt: skip
     constexprs = {
         "PADDED": is_padded(problem), "VECTOR_K": vector_k, "VECTOR_C": vector_c, "PRECISION": precision,
-        "WIDEN": interpreted and dy.dtype == torch.bfloat16,
+        "WIDEN": _widen(dy),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
         "GROUP_M": config.group_m,
     }  # fmt: skip
@@ -139,17 +147,57 @@ def plan_wgrad(
         constexprs=constexprs,
         options=config.options,
     )
-    if workspace is None:
-        return [main]
-    elements = K * columns
-    second = Launch(
-        kernel=reduce_kernel,
-        grid=(triton.cdiv(elements, REDUCE_BLOCK),),
-        args={"workspace": workspace, "dw": dw, "elements": elements, "splits": splits},
-        constexprs={"BLOCK": REDUCE_BLOCK},
-        options={"num_warps": 4, "num_stages": 4},
-    )
-    return [main, second]
+    return [main] if workspace is None else [main, _plan_reduce(workspace, dw, splits)]
+
+
+def _plan_tile(
+    dy: Tensor, x: Tensor, out: Tensor, problem: ConvProblem, *, precision: str, config: Config, splits: int
+) -> Launch:
+    """The tile loader's launch, for a problem that ``tile_applies`` to."""
+    N, K, P, Q = problem.output_shape
+    _, C, H, W = problem.input_shape
+    tiles_m, tiles_row = triton.cdiv(K, config.block_m), triton.cdiv(problem.S * C, config.columns)
+
+    def x_tiles(block_n: int) -> TensorDescriptor:
+        return TensorDescriptor(x, [H, N, W * C], [W * C, H * W * C, 1], [1, config.block_k, block_n])
+
+    args = {
+        "dy_tiles": TensorDescriptor(dy, [P * Q, N, K], [K, P * Q * K, 1], [1, config.block_k, config.block_m]),
+        "x_tiles": x_tiles(config.block_n), "extra_tiles": x_tiles(config.extra_n) if config.extra_n else None,
+        "out": out, "N": N, "C": C, "K": K, "columns": problem.R * problem.S * C,
+        "H": H, "W": W, "P": P, "Q": Q, "S": problem.S,
+        "stride_h": problem.stride[0], "stride_w": problem.stride[1],
+        "pad_top": problem.padding[0], "pad_left": problem.padding[2], "dilation_h": problem.dilation[0],
+        "tiles_m": tiles_m, "tiles_n": problem.R * tiles_row, "tiles_row": tiles_row, "splits": splits,
+    }  # fmt: skip
+    constexprs = {
+        "PRECISION": precision, "WIDEN": _widen(dy),
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "EXTRA_N": config.extra_n, "BLOCK_K": config.block_k,
+        "GROUP_M": config.group_m,
+    }  # fmt: skip
+    grid = (tiles_m * problem.R * tiles_row * splits,)
+    return Launch(wgrad_tile_kernel, grid, args, constexprs, config.options)
+
+
+def _plan_reduce(workspace: Tensor, dw: Tensor, splits: int) -> Launch:
+    elements = dw.numel()
+    args = {"workspace": workspace, "dw": dw, "elements": elements, "splits": splits}
+    grid = (triton.cdiv(elements, REDUCE_BLOCK),)
+    return Launch(reduce_kernel, grid, args, {"BLOCK": REDUCE_BLOCK}, {"num_warps": 4, "num_stages": 4})
+
+
+def _widen(dy: Tensor) -> bool:
+    """The interpreter's dot reads bfloat16's bits as integers (Triton 3.6 to 3.9)."""
+    return INTERPRETED and dy.dtype == torch.bfloat16
+
+
+def readable(config: Config, dy: Tensor, x: Tensor, problem: ConvProblem) -> Config:
+    """The config, or where descriptors cannot read these tensors, the same tile of another loader."""
+    aligned = not (dy.data_ptr() | x.data_ptr()) % 16
+    if config.loader != "tile" or (aligned and problem.N and tuning.tile_applies(problem, dy.dtype)):
+        return config
+    loader = "batch" if tuning.fits_batch(problem, config.block_k) else "gather"
+    return replace(config, loader=loader, extra_n=0)
 
 
 def workspace_shape(problem: ConvProblem, config: Config, split_k: int) -> tuple[int, ...] | None:
@@ -214,6 +262,7 @@ def prepare_wgrad(
 ) -> tuple[Tensor, list[Launch]]:
     """dw, still empty, and the launches of :func:`wgrad` that fill it; ``dy`` and ``x`` are channels-last."""
     steps = steps or Plan()
+    config = readable(config, dy, x, problem)
     if split_k is None:
         split_k = tuning.split_k(problem, config, target)
     dw = steps.new(empty(problem.weight_shape, x, dtype))

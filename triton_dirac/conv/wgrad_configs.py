@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from triton_dirac.conv import cycles
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import Target
@@ -36,6 +37,15 @@ _HALF = (
 _WGMMA = (
     Config(128, 256, 64, 8, 3, "batch", reason="a quarter less traffic than 128x128; 256x128 spills"),
     Config(64, 64, 64, 4, 4, "batch", reason="small layers, deeper pipeline"),
+)
+_TILE = (
+    Config(128, 128, 64, 4, 4, "tile", reason="wide layers"),
+    Config(128, 256, 64, 8, 4, "tile", reason="a quarter less traffic than 128x128"),
+    Config(64, 256, 64, 4, 4, "tile", reason="K = 64 mod 128 (320, 160): no row wasted"),
+    Config(64, 128, 64, 4, 4, "tile", extra_n=64, reason="64 channels: a filter row's 192 columns share each dy"),
+    Config(128, 128, 64, 4, 4, "tile", extra_n=64, reason="64 channels to 128 filters, the same"),
+    Config(64, 128, 64, 4, 4, "tile", reason="more programs for small layers"),
+    Config(64, 64, 64, 4, 4, "tile", reason="fewer columns"),
 )
 _FLOAT = (
     Config(128, 128, 32, 8, 3, "batch", reason="wide layers"),
@@ -66,7 +76,8 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
     elif dtype.itemsize == 4:
         chosen = _FLOAT
     else:
-        chosen = _HALF + (_WGMMA if target.family in ("cuda:90", "cuda:100") else ())
+        wgmma = _WGMMA if target.family in ("cuda:90", "cuda:100") else ()
+        chosen = (_TILE if target.family == "cuda:90" else ()) + _HALF + wgmma
     if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(replace(config, num_stages=2) for config in chosen)
     else:  # shared memory bounds the blocks before registers do
@@ -75,9 +86,8 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
 
 
 def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
-    """Shared memory of the pipeline's buffers: one a stage for wgmma and tcgen05, else one fewer."""
-    buffers = config.num_stages - (target.family not in ("cuda:90", "cuda:100"))
-    return (config.block_m + config.block_n) * config.block_k * dtype.itemsize * buffers
+    """Shared memory that a config's pipeline takes."""
+    return cycles.shared_bytes(config, dtype.itemsize, target)
 
 
 def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
@@ -86,17 +96,29 @@ def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
     return problem.C % width == 0 and (problem.C // problem.groups) % width == 0
 
 
+def fills_batch(problem: ConvProblem, block_k: int) -> bool:
+    """Whether the batch nearly fills tiles of block_k images."""
+    return problem.N >= FULL_BATCH * -(-problem.N // block_k) * block_k > 0
+
+
 def fits_batch(problem: ConvProblem, block_k: int) -> bool:
     """Whether the batch nearly fills tiles of block_k images, and int32 offsets span them."""
-    blocks = -(-problem.N // block_k)
     image = max(problem.H * problem.W * problem.C, problem.P * problem.Q * problem.K)
-    return problem.N >= FULL_BATCH * blocks * block_k > 0 and (block_k + 1) * image < 2**31
+    return fills_batch(problem, block_k) and (block_k + 1) * image < 2**31
+
+
+def tile_applies(problem: ConvProblem, dtype: torch.dtype) -> bool:
+    """Whether the tile loader can read a problem: 16-bit types, channels in 16-byte loads, taps that are neighbours."""
+    channels_divide = all(channels % 8 == 0 for channels in (problem.C, problem.K))
+    return dtype.itemsize == 2 and channels_divide and problem.groups == 1 and problem.dilation[1] == 1
 
 
 def offered(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> list[Config]:
     """The configs worth measuring: batch order where the batch fills its tiles, else pixel order."""
     suited = configs(dtype, has_vectors(problem, dtype), target, precision)
     batch = [c for c in suited if c.loader == "batch" and fits_batch(problem, c.block_k)]
+    if tile_applies(problem, dtype):
+        batch += [c for c in suited if c.loader == "tile" and fills_batch(problem, c.block_k)]
     return batch or [c for c in suited if c.loader == "gather"]
 
 
@@ -126,39 +148,44 @@ def split_k(problem: ConvProblem, config: Config, target: Target) -> int:
 
 def _tiles(problem: ConvProblem, config: Config) -> int:
     columns = problem.R * problem.S * (problem.C // problem.groups)
-    return -(-problem.K // problem.groups // config.block_m) * -(-columns // config.block_n) * problem.groups
+    tiles_n = (
+        problem.R * -(-columns // problem.R // config.columns)
+        if config.loader == "tile"
+        else -(-columns // config.columns)
+    )
+    return -(-problem.K // problem.groups // config.block_m) * tiles_n * problem.groups
 
 
 def _steps(problem: ConvProblem, config: Config) -> int:
     """Steps of the whole reduction, tile rows of images or pixels that do not exist included."""
-    if config.loader == "batch":
+    if config.loader != "gather":
         return -(-problem.N // config.block_k) * problem.P * problem.Q
     return -(-problem.N * problem.P * problem.Q // config.block_k)
 
 
-# Per unit and clock, to one digit: dense 16-bit multiply-adds, bytes from L2, bytes from memory.
-_RATES = {"cuda:80": (1024, 40, 10), "cuda:90": (2048, 40, 14), "cuda:100": (4096, 40, 30), "hip": (1024, 30, 8)}
-_PROGRAM_CYCLES = 2000  # to fill the pipeline and store a tile
-_STEP_CYCLES = 50  # a barrier and what does not overlap with the MMAs
+_MEMORY_BYTES = {"cuda:80": 10, "cuda:90": 24, "cuda:100": 30, "hip": 8}  # per unit and clock
+_REDUCE_CYCLES = 6000  # of the second kernel, beside its traffic
+_SEVERAL_TAPS = 340  # of a step whose columns cross taps in batch order: a mask for each element's tap
+_ONE_TAP = 30
 
 
 def estimated_cycles(problem: ConvProblem, dtype: torch.dtype, config: Config, splits: int, target: Target) -> float:
-    """Clocks by tile arithmetic: waves of programs, each as long as its matrix or its L2 work, and the workspace.
-
-    An ordering of configs, not a prediction. Rates: A100, H100, B200 and MI300X datasheets.
-    """
-    multiply_adds, l2_bytes, memory_bytes = _RATES[target.family]
-    itemsize = dtype.itemsize
-    matrix = config.block_m * config.block_n * config.block_k / (multiply_adds * 2 / itemsize)
-    if config.loader == "batch" and problem.C // problem.groups % config.block_n == 0:
-        matrix *= _inside(problem.P, problem.R, problem.H, problem.stride[0], problem.padding[0], problem.dilation[0])
-        matrix *= _inside(problem.Q, problem.S, problem.W, problem.stride[1], problem.padding[2], problem.dilation[1])
-    traffic = (config.block_m + config.block_n) * config.block_k * itemsize / l2_bytes
-    waves = -(-_tiles(problem, config) * splits // target.units)
-    steps = -(-_steps(problem, config) // splits)
-    columns = problem.R * problem.S * (problem.C // problem.groups)
-    workspace = 0 if splits == 1 else 2 * 4 * problem.K * columns * splits / (memory_bytes * target.units)
-    return waves * (steps * (max(matrix, traffic) + _STEP_CYCLES) + _PROGRAM_CYCLES) + workspace
+    """Clocks of both kernels by tile arithmetic: see ``cycles``."""
+    Cg = problem.C // problem.groups
+    one_tap = Cg % config.columns == 0
+    steps: float = -(-_steps(problem, config) // splits)
+    if config.loader == "tile" or (config.loader == "batch" and one_tap):
+        steps *= _inside(problem.P, problem.R, problem.H, problem.stride[0], problem.padding[0], problem.dilation[0])
+        if one_tap:
+            steps *= _inside(
+                problem.Q, problem.S, problem.W, problem.stride[1], problem.padding[2], problem.dilation[1]
+            )
+    step = {"tile": None, "batch": _ONE_TAP if one_tap else _SEVERAL_TAPS, "gather": None}[config.loader]
+    workspace = 4 * problem.K * problem.R * problem.S * Cg * splits
+    second = 0 if splits == 1 else _REDUCE_CYCLES + 2 * workspace / (_MEMORY_BYTES[target.family] * target.units)
+    programs = _tiles(problem, config) * splits
+    main = cycles.estimated_cycles(config, dtype.itemsize, target, programs=programs, steps=steps, step=step)
+    return main + second
 
 
 def _inside(outputs: int, window: int, size: int, stride: int, pad: int, dilation: int) -> float:

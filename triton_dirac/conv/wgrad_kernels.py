@@ -35,17 +35,24 @@ def _wrap(phase, step, period):
 
 
 @triton.jit
-def _clamp(index, size, VECTOR: tl.constexpr):
-    """(number of its vector, place in it) of each index; those beyond the size read the first vector.
+def last_fits(tile, size, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
+    """Where a tile begins. The last one ends at ``size``, a multiple of VECTOR, if that fills one (``first_of``)."""
+    begin = tl.minimum(tile * (BLOCK // VECTOR), size // VECTOR - BLOCK // VECTOR)
+    return tl.maximum(begin, 0) * VECTOR
+
+
+@triton.jit
+def _wrapped(index, size, VECTOR: tl.constexpr):
+    """(number of its vector, place in it) of each index; those beyond the size, all in one tile, begin anew.
 
     Written with whole vectors, so that the compiler proves the loads' width: hints do not outlive AMD's passes.
     """
     vector = index // VECTOR
-    return tl.where(vector < size // VECTOR, vector, 0), index % VECTOR
+    return vector % (size // VECTOR), index % VECTOR
 
 
 @triton.jit
-def _first_and_count(tap_offset, pad, size, stride, outputs):
+def first_and_count(tap_offset, pad, size, stride, outputs):
     """First and count of the outputs o in [0, outputs) with 0 <= o * stride - pad + tap_offset < size."""
     lead = pad - tap_offset
     first = tl.minimum((tl.maximum(lead, 0) + stride - 1) // stride, outputs)
@@ -54,7 +61,7 @@ def _first_and_count(tap_offset, pad, size, stride, outputs):
 
 
 @triton.jit
-def _place(tiles_m, tiles_n, groups, GROUP_M: tl.constexpr):
+def place(tiles_m, tiles_n, groups, GROUP_M: tl.constexpr):
     """(split, group, tile of K, tile of columns) of this program, in an order that is kind to L2.
 
     All tiles of one split run together, since they read the same pixels; within it GROUP_M tiles of K share
@@ -70,10 +77,10 @@ def _place(tiles_m, tiles_n, groups, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def _store(out, accumulator, k, column, Kg, columns, plane):
-    """out[plane, k, column] = accumulator, in out's dtype, where k and column exist."""
+def store(out, accumulator, k, column, Kg, columns, end, plane):
+    """out[plane, k, column] = accumulator, in out's dtype, where k and, before ``end``, column exist."""
     offset = (plane.to(tl.int64) * Kg + k)[:, None] * columns + column[None, :]
-    mask = (k < Kg)[:, None] & (column < columns)[None, :]
+    mask = (k < Kg)[:, None] & (column < end)[None, :]
     tl.store(out + offset, accumulator.to(out.dtype.element_ty), mask=mask)
 
 
@@ -93,25 +100,25 @@ def wgrad_batch_kernel(
     dy: (N, P, Q, K). x: (N, H, W, C). out: (splits, K, R, S, C/groups), the workspace or dw itself.
     ONE_TAP: BLOCK_N divides Cg, so r and s are scalars and the walk keeps inside the image by itself.
     """
-    split, group, tile_m, tile_n = _place(tiles_m, tiles_n, groups, GROUP_M)
+    split, group, tile_m, tile_n = place(tiles_m, tiles_n, groups, GROUP_M)
     C = vectors_C * VECTOR_C
     K = vectors_K * VECTOR_K
     row = tl.arange(0, BLOCK_K)
-    k = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = last_fits(tile_m, Kg, BLOCK_M, VECTOR_K) + tl.arange(0, BLOCK_M)
+    column = last_fits(tile_n, columns, BLOCK_N, VECTOR_C) + tl.arange(0, BLOCK_N)
     if ONE_TAP:
         tap = tile_n * BLOCK_N // Cg
         c = tile_n * BLOCK_N - tap * Cg + tl.arange(0, BLOCK_N)
     else:
-        column_vector, lane = _clamp(column, columns, VECTOR_C)
+        column_vector, lane = _wrapped(column, columns, VECTOR_C)
         tap = column_vector // (Cg // VECTOR_C)
         c = (column_vector - tap * (Cg // VECTOR_C)) * VECTOR_C + lane
     tap_h = (tap // S) * dilation_h
     tap_w = (tap % S) * dilation_w
     tap_shift = (tap_h * W + tap_w) * C
     if ONE_TAP:
-        start_p, count_p = _first_and_count(tap_h, pad_top, H, stride_h, P)
-        start_q, count_q = _first_and_count(tap_w, pad_left, W, stride_w, Q)
+        start_p, count_p = first_and_count(tap_h, pad_top, H, stride_h, P)
+        start_q, count_q = first_and_count(tap_w, pad_left, W, stride_w, Q)
         end_p, end_q = start_p + count_p, start_q + count_q
     else:
         start_p, end_p, start_q, end_q = 0, P, 0, Q
@@ -127,8 +134,8 @@ def wgrad_batch_kernel(
     q = start_q + (first - block * box) % tl.maximum(width, 1)
     n = block.to(tl.int64) * BLOCK_K
 
-    # Channels and columns beyond the end read the first ones: their sums are never stored.
-    vector, lane = _clamp(k, Kg, VECTOR_K)
+    # Channels and columns beyond the end, which only a lone tile has, read the first ones: their sums are never stored.
+    vector, lane = _wrapped(k, Kg, VECTOR_K)
     k_read = vector * VECTOR_K + lane
     dy_tile = dy + ((n * P + p) * Q + q) * K + group * Kg
     dy_offset = k_read[:, None] + (row * (P * Q * K))[None, :]
@@ -174,7 +181,7 @@ def wgrad_batch_kernel(
         if not EVEN:
             images = tl.where(image_ends, images - BLOCK_K, images)
 
-    _store(out, accumulator, k, column, Kg, columns, split * groups + group)
+    store(out, accumulator, k, column, Kg, columns, columns, split * groups + group)
 
 
 @triton.jit
@@ -197,21 +204,21 @@ def wgrad_pixel_kernel(
     strides divide by. Kg, Cg: channels of a group. columns: R*S*Cg. step_n, step_p, step_q: BLOCK_K pixels
     as mixed-radix digits of (P, Q); step_image: BLOCK_K mod P*Q.
     """
-    split, group, tile_m, tile_n = _place(tiles_m, tiles_n, groups, GROUP_M)
+    split, group, tile_m, tile_n = place(tiles_m, tiles_n, groups, GROUP_M)
     C = vectors_C * VECTOR_C
     K = vectors_K * VECTOR_K
     first = split.to(tl.int64) * steps_per_split * BLOCK_K
     row = tl.arange(0, BLOCK_K)
 
-    # Channels and columns beyond the end read the first ones: their sums are never stored.
-    k = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    vector, lane = _clamp(k, Kg, VECTOR_K)
+    # Channels and columns beyond the end, which only a lone tile has, read the first ones: their sums are never stored.
+    k = last_fits(tile_m, Kg, BLOCK_M, VECTOR_K) + tl.arange(0, BLOCK_M)
+    vector, lane = _wrapped(k, Kg, VECTOR_K)
     k_read = vector * VECTOR_K + lane
     dy_tile = dy + first * K + group * Kg
     dy_offset = k_read[:, None] + row[None, :] * K
 
-    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    column_vector, lane = _clamp(column, columns, VECTOR_C)
+    column = last_fits(tile_n, columns, BLOCK_N, VECTOR_C) + tl.arange(0, BLOCK_N)
+    column_vector, lane = _wrapped(column, columns, VECTOR_C)
     tap = column_vector // (Cg // VECTOR_C)
     c = (column_vector - tap * (Cg // VECTOR_C)) * VECTOR_C + lane
     tap_h = (tap // S) * dilation_h
@@ -237,8 +244,8 @@ def wgrad_pixel_kernel(
         jump_q = stride_h * W - Q * stride_w
         jump_p = (H - P * stride_h) * W
     if PADDED:
-        first_p, count_p = _first_and_count(tap_h, pad_top, H, stride_h, P)
-        first_q, count_q = _first_and_count(tap_w, pad_left, W, stride_w, Q)
+        first_p, count_p = first_and_count(tap_h, pad_top, H, stride_h, P)
+        first_q, count_q = first_and_count(tap_w, pad_left, W, stride_w, Q)
         if LINEAR:
             period = tl.cast(P * Q, tl.uint32)
             period_q = tl.cast(Q, tl.uint32)
@@ -303,7 +310,7 @@ def wgrad_pixel_kernel(
             p = tl.where(carry, p - P, p)
             row_at = tl.where(carry, row_at + jump_p, row_at)
 
-    _store(out, accumulator, k, column, Kg, columns, split * groups + group)
+    store(out, accumulator, k, column, Kg, columns, columns, split * groups + group)
 
 
 @triton.jit

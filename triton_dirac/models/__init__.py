@@ -3,5 +3,15 @@
 from triton_dirac.models.checkpoints import load_official
 from triton_dirac.models.diracnet import diracnet, diracnet18, diracnet34
 from triton_dirac.models.problems import NamedProblem, conv_problems
+from triton_dirac.models.published import PUBLISHED, Published
 
-__all__ = ["NamedProblem", "conv_problems", "diracnet", "diracnet18", "diracnet34", "load_official"]
+__all__ = [
+    "PUBLISHED",
+    "NamedProblem",
+    "Published",
+    "conv_problems",
+    "diracnet",
+    "diracnet18",
+    "diracnet34",
+    "load_official",
+]

@@ -1,11 +1,11 @@
 """Which config a kernel runs with, and which backend a convolution takes.
 
 ``pick`` chooses a config in four steps: the one forced by argument; the fastest of the persisted timings; the
-fastest of timings taken now (``measure``) on a GPU; else the kernel's default. ``choose`` does the same for named
-candidates (ours, cuDNN with the Triton weight prep). Nothing is measured in the interpreter, without a GPU, while a
-CUDA graph is captured, with ``tune=False`` or with TRITON_DIRAC_AUTOTUNE=0 in the environment; under
-``torch.use_deterministic_algorithms`` the default is taken, because a pick by timing may differ from one process to
-the next.
+fastest of timings taken now on a GPU (``compile_ahead``, then ``measure``); else the kernel's default. ``choose`` does
+the same for named candidates (ours, cuDNN with the Triton weight prep). Nothing is measured in the interpreter,
+without a GPU, while a CUDA graph is captured, with ``tune=False`` or with TRITON_DIRAC_AUTOTUNE=0 in the environment;
+under ``torch.use_deterministic_algorithms`` the default is taken, because a pick by timing may differ from one process
+to the next.
 
 Timings, not picks, are kept: one file per GPU and Triton version (``timings.py``) holds the time of each config of
 each problem, so that a config added later is measured alone. Both functions remember their answer in a
@@ -19,14 +19,17 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
 import triton
 
-from triton_dirac.runtime import timings
+from triton_dirac.runtime import compiled_cache, timings
+from triton_dirac.runtime.compile_ahead import Plan, compile_ahead
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.measure import measure
 from triton_dirac.runtime.targets import Target, target_of
@@ -101,17 +104,23 @@ def pick(
         picked, settled = fallback, True
     else:
         configs = {c.label: c for c in (*offered(problem, dtype, target), fallback)}
-        runs = {label: lambda c=c: _run(plan(c)) for label, c in configs.items()}
-        entry = f"{kernel} {problem.label} {dtype} {precision}"
-        label, settled = _fastest(entry, runs, fallback.label, device, tune, measure)
+        plans = {label: partial(plan, config) for label, config in configs.items()}
+        runs = {label: partial(_run, plan) for label, plan in plans.items()}
+        entry = entry_of(kernel, problem, dtype, precision)
+        label, settled = _fastest(entry, runs, plans, fallback.label, device, tune, measure)
         picked = configs[label]
     if settled:
         _picked[key] = picked
     return picked
 
 
-def _run(launches: Sequence[Launch]) -> None:
-    for launch in launches:
+def entry_of(kernel: str, problem: Labelled, dtype: torch.dtype, precision: str) -> str:
+    """The name under which the timings of a kernel's configs are kept."""
+    return f"{kernel} {problem.label} {dtype} {precision}"
+
+
+def _run(plan: Plan) -> None:
+    for launch in plan():
         launch.run()
 
 
@@ -142,9 +151,9 @@ def choose(
         picked, settled = default, True
     else:
         versions = f"torch {torch.__version__} cudnn {torch.backends.cudnn.version()}"
-        entry = f"{name} {problem.label} {dtype} {precision} {versions}"
+        entry = f"{entry_of(name, problem, dtype, precision)} {versions}"
         with all_cudnn_plans():
-            picked, settled = _fastest(entry, candidates(), default, device, tune, measure)
+            picked, settled = _fastest(entry, candidates(), {}, default, device, tune, measure)
     if settled:
         _picked[key] = picked
     return picked
@@ -162,7 +171,13 @@ def all_cudnn_plans() -> Iterator[None]:
 
 
 def _fastest(
-    entry: str, runs: Mapping[str, Run], default: str, device: torch.device, tune: bool, measure: Measure | None
+    entry: str,
+    runs: Mapping[str, Run],
+    plans: Mapping[str, Plan],
+    default: str,
+    device: torch.device,
+    tune: bool,
+    measure: Measure | None,
 ) -> tuple[str, bool]:
     """(name of the fastest run, whether that is final for this process).
 
@@ -174,13 +189,16 @@ def _fastest(
     measuring = _tuning_on(tune) and (measure is not None or _can_measure(device))
     if not measuring and (device.type != "cuda" or triton.knobs.runtime.interpret):
         return default, True
+    compiled_cache.relocate_if_moved()
     store = timings.open_store(device)
     known = {name: time for name, time in store.read(entry).items() if name in runs}
     unknown = [name for name in runs if name not in known]
     if measuring and unknown:
         # A time is fairest beside the one that it has to beat.
         rival = sorted(known, key=known.__getitem__)[:1]
-        measured = _measure({name: runs[name] for name in (*unknown, *rival)}, entry, device, measure)
+        asked = (*unknown, *rival)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            measured = (measure or partial(_measure, device=device, plans=plans))({n: runs[n] for n in asked}, entry)
         known |= measured
         if measured:
             store.write(entry, measured)
@@ -190,6 +208,13 @@ def _fastest(
     return best, measuring or not _tuning_on(tune)
 
 
-def _measure(runs: Mapping[str, Run], entry: str, device: torch.device, own: Measure | None) -> dict[str, float]:
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return (own or measure)(runs, entry)
+def _measure(
+    runs: Mapping[str, Run], entry: str, *, device: torch.device, plans: Mapping[str, Plan]
+) -> dict[str, float]:
+    """``measure``, everything being compiled before; what does not compile is not run."""
+    outcome = compile_ahead({name: plan for name, plan in plans.items() if name in runs}, target_of(device))
+    for name, why in (outcome.refused | outcome.lost).items():
+        how = "for good" if name in outcome.refused else "this time"
+        warnings.warn(f"{entry}: {name} is left out {how}: {why}", stacklevel=2)
+    able = {name: run for name, run in runs.items() if name not in outcome.refused and name not in outcome.lost}
+    return dict.fromkeys(outcome.refused, math.inf) | measure(able, entry)

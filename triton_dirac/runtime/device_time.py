@@ -23,6 +23,10 @@ SHORTEST_LEAD, LONGEST_LEAD = 20e-6, 0.2  # seconds that the device idles before
 CALIBRATION_CYCLES = 200_000  # about 0.1 ms
 
 
+class CallWaits(RuntimeError):
+    """No lead is long enough: the call waits for the device, or launches more than the driver's queue takes."""
+
+
 class Event(Protocol):
     """What is used of ``torch.cuda.Event``."""
 
@@ -97,7 +101,7 @@ def device_seconds(device: Device, call: Call, lead: float) -> tuple[float, floa
         if host_was_ahead:
             return start.elapsed_time(end) * 1e-3, lead
         if lead >= LONGEST_LEAD:
-            raise RuntimeError("the call waits for the device, so device events cannot time it")
+            raise CallWaits("the call waits for the device, so device events cannot time it")
         lead = min(max(2 * lead, SHORTEST_LEAD), LONGEST_LEAD)
 
 

@@ -15,7 +15,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 ABANDONED = 60.0  # seconds: writing takes milliseconds, so an older part has lost its writer
-PATIENCE = 10.0  # seconds that a lock is waited for: its holder may have been stopped
+PATIENCE = 60.0  # seconds that a lock is waited for: its holder may have been stopped
 
 
 def replace(path: Path, text: str, *, alone: bool = False) -> None:

@@ -257,7 +257,7 @@ def weight_prep_multi_backward(
     """
     steps = steps or Plan()
     layers = [_dense_layer(layer, steps) for layer in layers]
-    grads = [steps.do(dense, grad) for grad in grads]
+    grads = [steps.do(_as_it_is_read, grad) for grad in grads]
     launches, dweights, drows = plan_weight_prep_multi_backward(
         grads, layers, norms, eps=eps, identity=identity, groups=groups, tables=tables, steps=steps
     )
@@ -268,6 +268,10 @@ def weight_prep_multi_backward(
         (dweight, steps.do(shared_sum, dalpha, alpha), steps.do(shared_sum, dbeta, beta))
         for dweight, dalpha, dbeta, (_, alpha, beta) in parts
     ]
+
+
+def _as_it_is_read(grad: Tensor) -> Tensor:
+    return dense(grad.resolve_neg())  # a kernel reads what is in memory
 
 
 def _dense_layer(layer: Layer, steps: Plan) -> Layer:

@@ -7,23 +7,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import counting, networks
-from bench import test_weight_prep_nets as suite
+from bench import counting, net_contenders
 from bench.accuracy import failures
 from bench.allocator import keep_freed_memory
+from bench.checker import Checker
 from bench.lab import Lab
-from bench.networks import CONTENDERS, NETWORKS, PASSES, PLAIN, Checker, shapes
+from bench.net_contenders import NET_WEIGHT_PREP, PLAIN
+from bench.net_weights import CROPPED_CHANNELS, WHOLE_NETS, NetWeights, shapes, whole_nets
+from bench.obstacles import obstacle
 from bench.options import Selection
+from bench.suite import Row
+from bench.test_weight_prep_nets import SUITE
 from bench.timing import Samples
 from triton_dirac.runtime.launch import INTERPRETED
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 SMALL = ((3, 4, 3, 3), (6, 3, 3, 3), (5, 5, 1, 1))
-BY_NAME = {contender.name: contender for contender in CONTENDERS}
+SUBJECT = NetWeights("DiracNet-34", SMALL)
+SMALL_SUITE = replace(SUITE, subjects=lambda nets, batch: [SUBJECT])
+BY_NAME = {contender.name: contender for contender in NET_WEIGHT_PREP}
 
 
 def work(direction="forward_backward", dtype="float32", of=SMALL, device=CPU):
-    return networks.draw(of, direction, dtype, device)
+    return SUITE.work(of, dtype, direction, device)
 
 
 @pytest.mark.parametrize(
@@ -31,45 +37,48 @@ def work(direction="forward_backward", dtype="float32", of=SMALL, device=CPU):
     [("DiracNet-28-10", 24, 36_403_200), ("DiracNet-34-2", 30, 1_843_200), ("DiracNet-34", 32, 21_086_208)],
 )
 def test_nets_have_the_published_layers(net, layers, weights):
-    assert suite.described(shapes(net)) == {"layers": layers, "weights": weights}
-    cropped = networks.crop(shapes(net))
-    assert len(cropped) == layers
-    assert max(max(shape[:2]) for shape in cropped) <= networks.CROPPED_CHANNELS
+    (subject,) = whole_nets([net, "RepVGG-A0"])
+    assert subject.sizes == {"layers": layers, "weights": weights}
+    cropped = subject.cropped()
+    assert cropped.sizes["layers"] == layers
+    assert max(max(shape[:2]) for shape in cropped.problem) <= CROPPED_CHANNELS
 
 
-@pytest.mark.parametrize("direction", PASSES)
+@pytest.mark.parametrize("direction", SUITE.passes)
 @pytest.mark.parametrize("name", [contender.name for contender in PLAIN if contender.engine != "compile"])
 def test_contenders_are_right(name, direction, device):
     checked = work(direction, device=device)
     results = BY_NAME[name].build(checked)()
-    assert len(results) == len(SMALL) * (1 if direction == "forward" else 4)
-    errors = Checker(checked).errors(results, direction)
-    assert [error.tensor for error in errors] == list(PASSES[direction])
+    assert [len(of_layers) for of_layers in results] == [len(SMALL)] * len(SUITE.passes[direction])
+    errors = Checker(SUITE, checked).errors(results)
+    assert [error.tensor for error in errors] == list(SUITE.passes[direction])
     assert failures(errors) is None
 
 
 def test_the_worst_layer_decides():
     checked = work()
-    results = list(BY_NAME["auto"].build(checked)())
-    results[1] = results[1] * 1.01
-    results[len(SMALL) + 3 * 2 + 1] = results[len(SMALL) + 3 * 2 + 1] + float("nan")
-    errors = {error.tensor: error.passed for error in Checker(checked).errors(tuple(results), "forward_backward")}
-    assert errors == {"output": False, "weight": True, "alpha": False, "beta": True}
+    output, weight, alpha, beta = map(list, BY_NAME["auto"].build(checked)())
+    output[1] = output[1] * 1.01
+    alpha[2] = alpha[2] + float("nan")
+    errors = Checker(SUITE, checked).errors(tuple(map(tuple, (output, weight, alpha, beta))))
+    assert {error.tensor: error.passed for error in errors} == {
+        "output": False, "weight": True, "alpha": False, "beta": True,
+    }  # fmt: skip
 
 
 def test_inputs_are_the_same_in_every_run_and_layout_is_the_device_s_own():
     first, second = work(), work("forward")
-    for ours, theirs in zip(first.layers, second.layers, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert first.layout == torch.contiguous_format
-    assert replace(first, device=torch.device("cuda")).layout == torch.channels_last
-    assert all(tensor.is_meta for layer in work(device=META).layers for tensor in layer)
+    for name in first.inputs:
+        assert all(torch.equal(a, b) for a, b in zip(first.inputs[name], second.inputs[name], strict=True))
+    assert net_contenders.layout_on(CPU) == torch.contiguous_format
+    assert net_contenders.layout_on(torch.device("cuda")) == torch.channels_last
+    assert all(tensor.is_meta for of_layers in work(device=META).inputs.values() for tensor in of_layers)
 
 
 def test_least_cost_is_one_read_and_one_write():
     elements = sum(torch.Size(shape).numel() for shape in SMALL)
-    assert networks.cost(SMALL, torch.bfloat16, "forward")[1] == elements * (4 + 2)
-    assert networks.cost(SMALL, torch.bfloat16, "forward_backward")[1] == elements * (4 + 2 + 4 + 2 + 4)
+    assert SUITE.cost(SMALL, torch.bfloat16, "forward")[1] == elements * (4 + 2)
+    assert SUITE.cost(SMALL, torch.bfloat16, "forward_backward")[1] == elements * (4 + 2 + 4 + 2 + 4)
 
 
 # --- counts -----------------------------------------------------------------------------------------------
@@ -92,19 +101,19 @@ def test_gradients_are_counted_too():
 
 def test_ours_is_counted_on_the_way_that_it_runs():
     """The counter is a dispatch mode, and under one our code would take another way."""
-    forward, both = (counting.count_operations(BY_NAME["auto"].build(work(d))).launches for d in PASSES)
+    forward, both = (counting.count_operations(BY_NAME["auto"].build(work(d))).launches for d in SUITE.passes)
     assert forward == 2 * len(SMALL) + 2  # the norms of all layers are looked at together
     assert both == forward + 2 * len(SMALL)
 
 
 @pytest.mark.parametrize("direction, launches", [("forward", 1), ("forward_backward", 2)])
 def test_planned_launches(direction, launches):
-    planned = work(direction, "bfloat16", shapes("DiracNet-34-2"), META)
-    least = networks.cost(shapes("DiracNet-34-2"), torch.bfloat16, direction)[1]
+    row = Row(SUITE, whole_nets(["DiracNet-34-2"])[0], "bfloat16", direction)
+    least = SUITE.cost(shapes("DiracNet-34-2"), torch.bfloat16, direction)[1]
     for name, count in (("triton-one-launch", launches), ("triton", 30 * launches)):
-        found = counting.planned_launches(networks.call_of(BY_NAME[name].prepare(planned), planned))
-        assert len(found) == count
-        assert 1 < sum(networks.launch_bytes(launch, planned) for launch in found) / least < 1.005
+        (entry,) = counting.of_plans(row, BY_NAME[name])
+        assert (entry["launches"], entry["least_bytes"]) == (count, least)
+        assert 1 < entry["bytes"] / least < 1.005
 
 
 # --- the suite --------------------------------------------------------------------------------------------
@@ -122,92 +131,91 @@ def test_planned_launches(direction, launches):
     ],
 )
 def test_obstacles(name, dtype, reason, executable):
-    found = suite.obstacle(CPU, dtype, BY_NAME[name])
+    row = Row(SUITE, SUBJECT, dtype, "forward")
+    found = obstacle(CPU, row, BY_NAME[name], compile_all=False)
     if reason is None:
         assert found is None
     else:
         assert reason in found.reason
         assert found.executable == executable
-    assert suite.obstacle(torch.device("cuda"), dtype, BY_NAME[name]) is None
+    assert obstacle(torch.device("cuda"), row, BY_NAME[name], compile_all=False) is None
 
 
-def bench(**extra):
-    return SimpleNamespace(enabled=False, group="", extra_info={}, pedantic=lambda call: call(), **extra)
+def bench(enabled=False):
+    def pedantic(call, rounds=1):
+        return call()
+
+    return SimpleNamespace(enabled=enabled, group="", extra_info={}, pedantic=pedantic)
 
 
-@pytest.fixture
-def lab(monkeypatch):
-    monkeypatch.setattr(suite, "shapes", lambda net: SMALL)
-    return suite.NetsLab(Lab(Selection(), CPU))
+def run(lab, name, direction="forward", suite=SMALL_SUITE, benchmark=None):
+    lab.run(benchmark or bench(), suite, SUBJECT.net, SUBJECT.name, "float32", direction, name)
 
 
 def test_rows_are_what_is_selected():
     def rows(**selected):
-        return suite.NetsLab(Lab(Selection(**selected), CPU)).rows()
+        return [(*row.key, name) for row, name in Lab(Selection(**selected), CPU).rows(SUITE)]
 
-    assert len(rows()) == len(NETWORKS) * len(PASSES) * len(CONTENDERS)
-    assert rows(layers=("*7x7",)) == []
+    assert len(rows(dtypes=("float32",))) == len(WHOLE_NETS) * len(SUITE.passes) * len(NET_WEIGHT_PREP)
+    assert rows(layers=("*7x7*",)) == []
     chosen = rows(nets=("DiracNet-34",), contenders=("triton*",), dtypes=("tf32", "float32"))
-    assert {row[:2] for row in chosen} == {("DiracNet-34", "float32")}
-    assert {row[3] for row in chosen} == {n + g for n in ("triton", "triton-one-launch") for g in ("", "-graph")}
+    assert {(row[2], row[4]) for row in chosen} == {("DiracNet-34", "float32")}
+    assert {row[5] for row in chosen} == {n + g for n in ("triton", "triton-one-launch") for g in ("", "-graph")}
 
 
-def test_a_contender_is_checked_counted_and_described(lab):
-    benchmark = bench()
-    place = suite.Place("DiracNet-34", "float32", "forward")
-    lab.lab.selection = Selection(contenders=("auto", "weight_norm"))
-    lab.run(benchmark, place, BY_NAME["auto"])
+def test_a_contender_is_checked_counted_and_described():
+    benchmark, lab = bench(), Lab(Selection(contenders=("auto", "weight_norm")), CPU)
+    run(lab, "auto", benchmark=benchmark)
     assert benchmark.extra_info["problem"] == {"layers": 3, "weights": 108 + 162 + 25}
+    assert (benchmark.extra_info["net"], benchmark.extra_info["layer"]) == ("DiracNet-34", "all Dirac layers")
     assert benchmark.extra_info["label"] == "measured"
-    assert {row["contender"] for row in lab.lab.accuracy} == {"auto", "weight_norm"}
-    assert all(row["passed"] and row["executed_by"] == "cpu" for row in lab.lab.accuracy)
-    counts = {row["contender"]: row for row in lab.lab.counted}
+    assert {row["contender"] for row in lab.results["accuracy"]} == {"auto", "weight_norm"}
+    assert all(row["passed"] and row["executed_by"] == "cpu" for row in lab.results["accuracy"])
+    counts = {row["contender"]: row for row in lab.results["counted"]}
     assert counts["auto"]["launches"] == 8
     assert counts["auto"]["bytes"] >= counts["auto"]["least_bytes"]
     assert {row["label"] for row in counts.values()} == {"counted"}
 
 
-def test_what_is_wrong_is_not_timed(lab, monkeypatch):
-    doubled = replace(BY_NAME["auto"], prepare=lambda work: lambda layers: [2 * w for w, _, _ in layers])
-    monkeypatch.setattr(networks, "CONTENDERS", (doubled,))
+def test_what_is_wrong_is_not_timed():
+    def build(work):
+        return net_contenders.call_of(lambda layers: [2 * weight for weight, _, _ in layers], work)
+
+    lab = Lab(Selection(), CPU)
     with pytest.raises(pytest.skip.Exception, match="failed the check"):
-        lab.run(bench(), suite.Place("DiracNet-34", "float32", "forward"), doubled)
-    assert "output off by" in lab.lab.not_run[0]["reason"]
-    assert lab.lab.counted == []
+        run(lab, "auto", suite=replace(SMALL_SUITE, contenders=[replace(BY_NAME["auto"], build=build)]))
+    assert "output off by" in lab.results["not_run"][0]["reason"]
+    assert lab.results["counted"] == []
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, not interpreted")
-def test_triton_is_checked_on_a_crop_and_counted_on_the_whole(lab):
+def test_triton_is_checked_on_a_crop_and_counted_on_the_whole():
+    lab = Lab(Selection(contenders=("triton-one-launch",)), CPU)
     with pytest.raises(pytest.skip.Exception, match="no GPU"):
-        lab.run(bench(), suite.Place("DiracNet-34", "float32", "forward_backward"), BY_NAME["triton-one-launch"])
-    assert {row["executed_by"] for row in lab.lab.accuracy} == {"interpreter"}
-    assert [row["launches"] for row in lab.lab.counted] == [2]
-    assert lab.lab.counted[0]["counted_by"] == "planned launches"
+        run(lab, "triton-one-launch", "forward_backward")
+    assert {row["executed_by"] for row in lab.results["accuracy"]} == {"interpreter"}
+    assert [row["launches"] for row in lab.results["counted"]] == [2]
+    assert lab.results["counted"][0]["counted_by"] == "planned launches"
 
 
-def test_all_contenders_of_a_place_are_timed_together(lab, monkeypatch):
+def test_all_contenders_of_a_net_are_timed_together():
     timed = []
 
     def sampler(calls):
         timed.append(list(calls))
         return {name: Samples([1.0]) for name in calls}
 
-    recorded = []
-    monkeypatch.setattr(suite, "wall_samples", sampler)
-    monkeypatch.setattr(suite, "keep_freed_memory", lambda: True)  # it would last beyond this test
-    monkeypatch.setattr(suite, "record", lambda benchmark, samples: recorded.append(samples))
-    lab.lab.selection = Selection(contenders=("reference", "normalize", "auto"))
-    for name in ("reference", "normalize", "auto"):
-        benchmark = bench()
-        benchmark.enabled = True
-        lab.run(benchmark, suite.Place("DiracNet-34", "float32", "forward"), BY_NAME[name])
-    assert timed == [["reference", "normalize", "auto"]]
-    assert len(recorded) == 3
+    names = ("reference", "normalize", "auto")
+    lab = Lab(Selection(contenders=names), CPU, sampler)
+    for name in names:
+        run(lab, name, benchmark=bench(enabled=True))
+    assert timed == [list(names)]
+    assert [entry["stats"]["data"] for entry in lab.results["benchmarks"]] == [[1.0]] * 3
 
 
 def test_normalize_is_the_same_function():
     weight, alpha, beta = torch.randn(6, 4, 3, 3), torch.randn(6), torch.randn(6)
-    found = networks.normalize_weight(weight, alpha, beta, torch.float32, torch.contiguous_format)
+    found = net_contenders.normalize_weight(weight, alpha, beta, torch.float32, torch.contiguous_format)
     expected = beta.view(-1, 1, 1, 1) * F.normalize(weight.flatten(1)).view_as(weight)
     expected[range(4), range(4), 1, 1] += alpha[:4]
     assert torch.allclose(found, expected)

@@ -1,0 +1,95 @@
+"""``python -m bench.gpu --budget 9 --out DIR``: the most of a few minutes on a GPU, in one command.
+
+Needs no installation and no git: a plain copy of the tree, and Python with torch, Triton and what the extra
+``bench`` names. DIR then holds at most eight files, each under 16 MiB: the report (index.html, summary.md,
+overview.svg), the results (results.json), the checks (checks.jsonl), the picks (picks.json), what the stages printed
+(log.txt) and the table that is also printed last (visit.txt).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.gpu import checks, summary
+from bench.gpu.visit import ROOT, Visit
+
+MOST_BYTES = 15 * 2**20
+KEPT = ("index.html", "summary.md", "overview.svg")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    out: Path = options.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "log.txt").write_bytes(b"")
+    except OSError as error:
+        print(f"--out must be a folder that can be written: {error}", file=sys.stderr)
+        return 2
+    commit = options.commit or _commit(options.commit_file)
+    with tempfile.TemporaryDirectory(prefix="triton-dirac-visit-") as work:
+        visit = Visit(out, Path(work), 60 * options.budget, options.rehearse, commit, options.wheels)
+        visit.run(lambda line: print(line, flush=True))
+        _keep(visit)
+        table = summary.table(visit)
+    (out / "visit.txt").write_text(table + "\n", encoding="utf-8")
+    print(table)
+    found = checks.summary(checks.read(out / "checks.jsonl"), 0)
+    return 1 if found["wrong"] or any(outcome.state.startswith("failed") for outcome in visit.outcomes) else 0
+
+
+def _keep(visit: Visit) -> None:
+    """The report and what it was made of, into ``visit.out``."""
+    if visit.suites:
+        report = Path(visit.work) / "report"
+        command = [sys.executable, "-m", "reports", *map(str, visit.suites), "--output", str(report)]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        with open(visit.out / "log.txt", "a", encoding="utf-8") as file:
+            print(f"\n=== report\n{result.stdout}{result.stderr}", file=file)
+        for name in KEPT:
+            if (report / name).exists():
+                shutil.copy(report / name, visit.out / name)
+        documents = {path.stem: path.read_text(encoding="utf-8") for path in visit.suites}
+        (visit.out / "results.json").write_text(json.dumps(documents), encoding="utf-8")
+    picks = sorted((visit.work / "picks").glob("*.json"))
+    if picks:
+        shutil.copy(picks[0], visit.out / "picks.json")
+    for path in (visit.out / "log.txt", visit.out / "checks.jsonl"):
+        if path.exists() and path.stat().st_size > MOST_BYTES:
+            path.write_bytes(path.read_bytes()[-MOST_BYTES:])
+
+
+def _commit(file: Path | None) -> str | None:
+    return file.read_text(encoding="utf-8").strip() if file else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m bench.gpu", description=__doc__)
+    parser.add_argument("--budget", type=_minutes, default=9.0, metavar="MINUTES", help="for all of it; 9 by default")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="what is kept; made if it is not there")
+    parser.add_argument("--rehearse", action="store_true", help="the same stages, tiny, on a machine without a GPU")
+    parser.add_argument("--commit", help="what the tree is a copy of, for the report")
+    parser.add_argument("--commit-file", type=Path, metavar="FILE", help="a file that says so")
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="a folder of unpacked wheels (FlagGems, say)")
+    return parser
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e4:
+        raise argparse.ArgumentTypeError(f"{text!r}: accepted is a positive number of minutes")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""The table that a visit ends with: at most 60 lines, the most worthwhile first."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.gpu import checks
+
+if TYPE_CHECKING:
+    from bench.gpu.visit import Visit
+
+MOST_LINES = 60
+BASELINES = ("cudnn", "torch", "reference", "weight_norm")  # the first of these that a row has
+
+
+def table(visit: Visit) -> str:
+    """What was right, what ran, and every suite's rows beside their baseline, as far as 60 lines go."""
+    found = checks.summary(checks.read(visit.out / "checks.jsonl"), 0)
+    lines = [f"checks against float64: {found['passed']} of {found['done']} passed"]
+    for family, errors in sorted(found["wrong"].items()):
+        lines.append(f"  WRONG {family}: {len(errors)}, e.g. {errors[0][:110]}")
+    for outcome in visit.outcomes:
+        lines.append(f"{outcome.stage:17} {outcome.state:22} {outcome.seconds:6.1f} s  {outcome.what}")
+        if outcome.state.startswith("failed"):
+            lines += [f"    {line[:130]}" for line in outcome.last[-1:]]
+    for path in visit.suites:
+        lines += _rows(path)
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], f"... and {len(lines) - MOST_LINES + 1} lines more: see summary.md"]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _rows(path: Path) -> list[str]:
+    """A line for each row of a results file: its contenders' medians in microseconds, the baseline's first."""
+    rows: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+    for info, median in _results(path):
+        row = tuple(str(info.get(name)) for name in ("suite", "pass", "net", "layer", "dtype"))
+        rows[row][str(info.get("contender"))] = median * 1e6
+    lines = []
+    for (suite, direction, net, layer, dtype), times in rows.items():
+        baseline = next((name for name in BASELINES if name in times), None)
+        ordered = sorted(times, key=lambda name: (name != baseline, times[name]))
+        parts = [f"{name} {times[name]:.1f}" + _ratio(times, baseline, name) for name in ordered[:4]]
+        lines.append(f"{suite} {direction} {net} {layer} {dtype}: {'; '.join(parts)}"[:160])
+    return lines
+
+
+def _ratio(times: dict[str, float], baseline: str | None, name: str) -> str:
+    return f" (x{times[baseline] / times[name]:.2f})" if baseline and name != baseline else ""
+
+
+def _results(path: Path) -> list[tuple[dict[str, Any], float]]:
+    """(what it is of, median seconds) of each result in a results file or journal."""
+    if path.suffix == ".json":
+        entries = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+    else:
+        entries = [entry for entry in checks.read(path) if "stats" in entry]
+    return [(entry["extra_info"], entry["stats"]["median"]) for entry in entries]

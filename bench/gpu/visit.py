@@ -1,0 +1,134 @@
+"""Runs the stages of a visit and keeps what became of each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.gpu import checks
+from bench.gpu.stages import REHEARSED, STAGES, SUITE, Stage, limits, wrong_contenders
+
+ROOT = Path(__file__).parents[2]
+GRACE = 10  # seconds that a stage has to write its results after it was asked to end
+REPORT_SECONDS = 25  # kept back for the report and its figures
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a stage: "done", "failed (status N)", "stopped after N s" or why it was not begun."""
+
+    stage: str
+    what: str
+    state: str
+    seconds: float = 0.0
+    last: tuple[str, ...] = ()  # the last lines it printed
+
+
+@dataclass
+class Visit:
+    """``out`` gets all that is kept; ``work`` what suites write until the report is made of it."""
+
+    out: Path
+    work: Path
+    budget: float  # seconds
+    rehearse: bool = False
+    commit: str | None = None
+    wheels: Path | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def run(self, say: Callable[[str], None] = print) -> None:
+        begun = time.monotonic()
+        until = begun + self.budget - min(REPORT_SECONDS, 0.1 * self.budget)
+        for number, stage in enumerate(STAGES):
+            left = until - time.monotonic()
+            seconds = limits(STAGES[number:], left)
+            if left < stage.least and not self.rehearse:
+                outcome = Outcome(stage.name, stage.what, f"not begun: {left:.0f} s left, it takes {stage.least}")
+            else:
+                say(f"{time.monotonic() - begun:5.0f} s  {stage.name}: {stage.what}, at most {seconds:.0f} s")
+                outcome = self._run_stage(stage, max(seconds, 1.0))
+            self.outcomes.append(outcome)
+            say(f"{time.monotonic() - begun:5.0f} s  {stage.name}: {outcome.state}")
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "budget_s": self.budget,
+            "commit": self.commit,
+            "stages": [asdict(outcome) for outcome in self.outcomes],
+        }
+
+    @property
+    def suites(self) -> list[Path]:
+        """The results files, or where a suite was killed its journal, that the report is made of."""
+        found = []
+        for stage in STAGES:
+            names = (f"{stage.name}.json", f"{stage.name}.journal.jsonl")
+            paths = [self.work / name for name in names]
+            found += [path for path in paths if path.exists() and path.stat().st_size][:1]
+        return found
+
+    def _run_stage(self, stage: Stage, seconds: float) -> Outcome:
+        start = time.monotonic()
+        log = self.out / "log.txt"
+        with open(log, "ab") as file:
+            offset = file.seek(0, os.SEEK_END)
+            file.write(f"\n=== {stage.name}\n".encode())
+            file.flush()
+            process = subprocess.Popen(
+                self._command(stage, seconds),
+                cwd=ROOT,
+                env=self._environment(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            state = _wait(process, seconds)
+        text = log.read_bytes()[offset:].decode(errors="replace")
+        last = tuple(line.rstrip()[:200] for line in text.splitlines() if line.strip())[-3:]
+        return Outcome(stage.name, stage.what, state, round(time.monotonic() - start, 1), last)
+
+    def _command(self, stage: Stage, seconds: float) -> list[str]:
+        values = {"out": self.out, "seconds": f"{max(1.0, seconds - 5):.0f}", "cores": os.cpu_count() or 1}
+        if stage.suite is None:
+            words = stage.rehearsal if self.rehearse else stage.command
+            return [sys.executable, *(word.format(**values) for word in words)]
+        results = self.work / f"{stage.name}.json"
+        limited = ("--budget", f"{max(0.05, (seconds - GRACE) / 60):.2f}", f"--benchmark-json={results}")
+        options = REHEARSED if self.rehearse else stage.command
+        wrong = wrong_contenders(checks.summary(checks.read(self.out / "checks.jsonl"), 0)["wrong"])
+        without = ("--without", ",".join(wrong)) if wrong else ()
+        return [sys.executable, *SUITE, stage.suite, *limited, *options, *without]
+
+    def _environment(self) -> dict[str, str]:
+        path = [str(ROOT), *([str(self.wheels)] if self.wheels else []), os.environ.get("PYTHONPATH", "")]
+        mine = {
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "PYTHONUNBUFFERED": "1",
+            "TRITON_DIRAC_CACHE_DIR": str(self.work / "picks"),
+        }
+        return {**os.environ, **mine, **({"TRITON_DIRAC_COMMIT": self.commit} if self.commit else {})}
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
+    """How it ended; asked to end after ``seconds``, killed with all its children GRACE later."""
+    try:
+        status = process.wait(seconds)
+        return "done" if status == 0 else f"failed (status {status})"
+    except subprocess.TimeoutExpired:
+        pass
+    finally_killed = (signal.SIGTERM, GRACE), (signal.SIGKILL, None)
+    for number, patience in finally_killed:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+            break
+    return f"stopped after {seconds:.0f} s"

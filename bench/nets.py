@@ -1,0 +1,63 @@
+"""The nets whose convolutions are compared. A net is registered here, in one place, and every command knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from triton_dirac import models
+
+
+@dataclass(frozen=True)
+class Net:
+    """How to build a net, its images' size, the batch it is trained with; ``by_default``: run without being named."""
+
+    build: Callable[[], nn.Module]
+    image_size: int
+    batch: int
+    by_default: bool = True
+
+
+NETS: dict[str, Net] = {}
+
+
+def register_net(
+    name: str, build: Callable[[], nn.Module], image_size: int, batch: int, *, by_default: bool = False
+) -> None:
+    """Make ``name`` known to ``--nets``; every ``nn.Conv2d`` that it runs becomes a layer of the suites.
+
+    The net is built and run on the "meta" device, for ``batch`` images of 3 x image_size x image_size: nothing is
+    computed or downloaded. Convolutions that are ``DiracConv2d`` have an identity term; the others are compared in
+    the suite "conv" alone.
+
+    Raises:
+        ValueError: the name is taken, is empty or holds a comma; image_size or batch is no positive integer.
+    """
+    if not name or "," in name:
+        raise ValueError(f"name must be non-empty and without commas, got {name!r}")
+    if name in NETS:
+        raise ValueError(f"a net named {name!r} is registered already; choose another name than {', '.join(NETS)}")
+    for option, value in (("image_size", image_size), ("batch", batch)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{option} must be a positive integer, got {value!r}")
+    NETS[name] = Net(build, image_size, batch, by_default)
+
+
+for _name, _net in models.PUBLISHED.items():
+    register_net(_name, _net.build, _net.image_size, _net.batch, by_default=True)
+
+
+def repvgg_a0() -> nn.Module:
+    """RepVGG-A0 as deployed: 22 plain 3x3 convolutions, the first of each stage with stride 2 (arXiv 2101.03697)."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, blocks in ((48, 1), (48, 2), (96, 4), (192, 14), (1280, 1)):
+        for block in range(blocks):
+            layers += [nn.Conv2d(channels, width, 3, stride=1 if block else 2, padding=1), nn.ReLU()]
+            channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000))
+
+
+register_net("RepVGG-A0", repvgg_a0, 224, 256)

@@ -1,0 +1,217 @@
+"""A visit to a GPU: stages end within their limits and by themselves, what faults is named, all is written down."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.gpu import checks, summary
+from bench.gpu.__main__ import main
+from bench.gpu.kernel_checks import KernelCheck, kernel_checks
+from bench.gpu.stages import STAGES, Stage, limits, wrong_contenders
+from bench.gpu.visit import Visit
+
+CPU = torch.device("cpu")
+
+
+def stage(name: str, code: str, share: int = 10, least: int = 0) -> Stage:
+    return Stage(name, f"what {name} does", share, least, ("-c", code), ("-c", code))
+
+
+def visited(tmp_path: Path, monkeypatch, *stages: Stage, seconds: float = 60, **options) -> Visit:
+    monkeypatch.setattr("bench.gpu.visit.STAGES", stages)
+    (tmp_path / "work").mkdir()
+    visit = Visit(tmp_path, tmp_path / "work", seconds, **options)
+    visit.run(lambda line: None)
+    return visit
+
+
+def test_a_stage_that_crashes_ends_itself_and_not_the_visit(tmp_path, monkeypatch):
+    crash = "import os, signal; print('about to', flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
+    visit = visited(tmp_path, monkeypatch, stage("bad", crash), stage("good", "print('here')"))
+    assert [outcome.state for outcome in visit.outcomes] == ["failed (status -11)", "done"]
+    assert visit.outcomes[0].last == ("=== bad", "about to")
+    assert "=== good\nhere" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_stage_that_hangs_is_stopped_with_its_children(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.gpu.visit.GRACE", 0.5)
+    code = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+    visit = visited(tmp_path, monkeypatch, stage("hangs", code), stage("next", "print(1)"), seconds=6)
+    hung, following = visit.outcomes
+    assert hung.state.startswith("stopped after ")
+    assert following.state == "done"
+    status = Path(f"/proc/{int(hung.last[-1])}/status")
+    assert not status.exists() or "zombie" in status.read_text()
+
+
+def test_a_stage_is_not_begun_where_too_little_time_is_left(tmp_path, monkeypatch):
+    visit = visited(tmp_path, monkeypatch, stage("long", "", least=1000), stage("short", "print(1)"))
+    assert visit.outcomes[0].state.startswith("not begun: ")
+    assert visit.outcomes[1].state == "done"
+
+
+def test_time_that_a_stage_leaves_goes_to_the_others():
+    one, two = stage("one", "", share=10), stage("two", "", share=30)
+    assert limits((one, two), 400) == 100
+    assert limits((two,), 390) == 390
+
+
+def test_the_commit_and_the_wheels_reach_the_stages(tmp_path, monkeypatch):
+    code = "import os; print(os.environ['TRITON_DIRAC_COMMIT'], os.environ['PYTHONPATH'])"
+    visit = visited(tmp_path, monkeypatch, stage("asks", code), commit="abc", wheels=Path("/some/wheels"))
+    commit, path = visit.outcomes[0].last[-1].split()
+    assert commit == "abc"
+    assert "/some/wheels" in path.split(os.pathsep)
+
+
+def test_wrong_families_get_no_time():
+    assert "triton-tile" in wrong_contenders({"fprop tile": ["..."]})
+    assert "triton" in wrong_contenders({"fprop tile": ["..."]})
+    assert "triton-gather" not in wrong_contenders({"fprop tile": ["..."]})
+    assert wrong_contenders({}) == []
+
+
+def test_suites_run_without_contenders_that_are_wrong(tmp_path):
+    entry = {"family": "wgrad batch", "name": "w", "passed": False, "error": "off"}
+    checks.append(tmp_path / "checks.jsonl", entry)
+    conv = next(stage for stage in STAGES if stage.name == "conv")
+    command = Visit(tmp_path, tmp_path, 60)._command(conv, 60)
+    assert "auto" in command[command.index("--without") + 1].split(",")
+
+
+# --- checks -----------------------------------------------------------------------------------------------
+
+
+def test_every_offered_config_is_checked_on_a_gpu(monkeypatch):
+    from triton_dirac.runtime.targets import TARGETS
+
+    monkeypatch.setattr("bench.gpu.kernel_checks.target_of", lambda device: TARGETS["cuda:90"])
+    found = list(kernel_checks(torch.device("cuda")))
+    families = {check.family for check in found}
+    assert {f"{d} {loader}" for d in ("fprop", "dgrad") for loader in ("gather", "batch", "tile")} <= families
+    assert {"wgrad batch", "wgrad gather", "fprop direct"} <= families
+    assert {check.dtype for check in found} == {"float32", "tf32", "tf32x3", "float16", "bfloat16"}
+    assert len({check.name for check in found}) == len(found)
+
+
+def test_a_wrong_kernel_is_named(monkeypatch):
+    check = next(check for check in kernel_checks(CPU) if check.direction == "fprop")
+    right = KernelCheck._result
+    monkeypatch.setattr(KernelCheck, "_result", lambda self, operands: right(self, operands) + 1)
+    result = checks._result(check, CPU)
+    assert not result["passed"]
+    assert "output off by 1.0" in result["error"]
+
+
+@pytest.fixture
+def scripted(tmp_path, monkeypatch):
+    """Ten checks of which some end their process: what becomes of all of them."""
+
+    def run(**ends: str) -> list[dict]:
+        script = tmp_path / "scripted.py"
+        script.write_text(f"""
+import os, sys
+from bench.gpu import checks
+from bench.gpu.call_checks import CallCheck
+ENDS = {ends!r}
+def check(i):
+    def run(device):
+        end = ENDS.get(f"c{{i}}")
+        if end == "dies":
+            os._exit(9)
+        if end:
+            raise RuntimeError(end)
+        return []
+    return CallCheck(f"family {{i % 3}}", f"c{{i}}", run)
+checks.all_checks = lambda device: [check(i) for i in range(10)]
+sys.exit(checks.main())
+""")
+        start = checks.Share._start
+
+        def scripted_start(self, skip):
+            popen = checks.subprocess.Popen
+            monkeypatch.setattr(
+                checks.subprocess, "Popen", lambda command: popen([sys.executable, str(script), *command[3:]])
+            )
+            try:
+                return start(self, skip)
+            finally:
+                monkeypatch.setattr(checks.subprocess, "Popen", popen)
+
+        monkeypatch.setattr(checks.Share, "_start", scripted_start)
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        journal = tmp_path / "checks.jsonl"
+        checks.run_all(journal, 2, 60)
+        return checks.read(journal)
+
+    return run
+
+
+def test_a_process_that_dies_costs_one_check(scripted):
+    entries = scripted(c3="dies", c4="CUDA error: an illegal memory access was encountered", c5="wrong shape")
+    found = checks.summary(entries, 10)
+    assert found["done"] == 10
+    assert found["passed"] == 7
+    assert sorted(error for errors in found["wrong"].values() for error in errors) == [
+        "c3: its process died with status 9",
+        "c4: RuntimeError: CUDA error: an illegal memory access was encountered",
+        "c5: RuntimeError: wrong shape",
+    ]
+
+
+def test_faults_are_run_again_under_the_sanitizer(tmp_path, monkeypatch):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text('#!/bin/sh\necho "asked for: $*"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    journal = tmp_path / "checks.jsonl"
+    checks.append(journal, {"family": "f", "name": "bad one", "passed": False, "error": "CUDA error", "sticky": True})
+    checks.sanitize(journal, until=float("inf"))
+    (entry,) = [entry for entry in checks.read(journal) if "sanitizer" in entry]
+    assert entry["sanitizer"] == "bad one"
+    assert "--only bad one" in entry["says"]
+
+
+def test_a_check_by_name(capsys):
+    name = next(kernel_checks(CPU)).name
+    assert checks.main(["--only", name]) == 0
+    assert json.loads(capsys.readouterr().out)["passed"]
+    with pytest.raises(SystemExit, match="2"):
+        checks.main(["--only", "no such check"])
+
+
+# --- the table and the command ------------------------------------------------------------------------------
+
+
+def test_the_table_has_sixty_lines_at_most(tmp_path, monkeypatch):
+    visit = visited(tmp_path, monkeypatch, stage("one", "print(1)"))
+    for i in range(200):
+        entry = {"family": f"family {i}", "name": "n", "passed": False, "error": "off"}
+        checks.append(tmp_path / "checks.jsonl", entry)
+    lines = summary.table(visit).splitlines()
+    assert len(lines) == 60
+    assert lines[0] == "checks against float64: 0 of 200 passed"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["--out", str(tmp_path / "file" / "below")]) == 2
+    assert "--out must be a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "many", "nan"])
+def test_a_budget_is_a_positive_number(minutes, tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--budget", minutes, "--out", str(tmp_path)])
