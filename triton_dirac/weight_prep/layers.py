@@ -40,7 +40,7 @@ class LayerSpec:
     weight_last: bool
     other_last: bool
     aligned: bool  # weight (and gradient) start at multiples of 16 bytes
-    strides: tuple[int, ...]  # the weight's, whose gradient has the same
+    strides: tuple[int, ...] | None = None  # the weight's, whose gradient has the same; by default the layout's
 
     @property
     def norm(self) -> torch.dtype:
