@@ -9,8 +9,8 @@ import torch
 
 from triton_dirac.conv import op
 from triton_dirac.runtime import autotune, timings
+from triton_dirac.runtime import plan as call
 from triton_dirac.runtime.compile_ahead import Outcome, Plan, compile_ahead
-from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.targets import Target, target_of
 from triton_dirac.tuning.work import Work, plans_of
 
@@ -77,8 +77,8 @@ def run(work: Work, device: torch.device) -> None:
     rest = (p.stride, p.padding, p.dilation, p.groups)
     with torch.no_grad():
         if work.direction == "fprop":
-            op.plan_conv(Plan(), x, w, None, alpha, *rest, False, precision, True)
+            op.plan_conv(call.Plan(), x, w, None, alpha, *rest, False, precision, True)
         elif work.direction == "dgrad":
-            op.plan_dgrad(Plan(), dy, w, alpha, x.shape, *rest, precision, True)
+            op.plan_dgrad(call.Plan(), dy, w, alpha, x.shape, *rest, precision, True)
         else:
-            op.plan_wgrad(Plan(), dy, x, w.shape, x.dtype, *rest, precision, True)
+            op.plan_wgrad(call.Plan(), dy, x, w.shape, x.dtype, *rest, precision, True)
