@@ -154,7 +154,8 @@ def check_dtype(dtype: Any) -> None:
 
 def _exact_of_layers(groups: Any) -> int | tuple[int, ...]:
     """One number for all layers, or one for each."""
-    number = as_index(groups)
+    # A list is not even asked: torch.compile of torch 2.11 breaks down when it is.
+    number = None if isinstance(groups, (list, tuple)) else as_index(groups)
     if number is not None:
         return number
     numbers = as_indices(groups)
@@ -192,7 +193,7 @@ def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, ac
         raise ValueError(f"precision must be None or one of {names}, got {precision!r}")
     if input.dim() != 4:
         raise ValueError(f"input must have shape (N, C, H, W) or (C, H, W), got {tuple(input.shape)}")
-    traced = torch.compiler.is_compiling() or not is_plain(input, weight)  # sizes may be symbols, which have no hash
+    traced = not is_plain(input, weight)  # sizes may be symbols, which have no hash
     resolve = _resolve.__wrapped__ if traced else _resolve
     problem = resolve(
         tuple(input.shape),

@@ -90,5 +90,5 @@ def _identity_term(
     centre = F.pad(input, sides)[..., :: stride[0], :: stride[1], :: stride[2]]
     per_group = min(channels, filters // groups)
     scale = identity_rows(alpha, filters, channels, groups)
-    term = centre.unflatten(-4, (groups, -1))[..., :per_group, :, :, :] * scale.float()[..., None, None, None]
+    term = torch.unflatten(centre, -4, (groups, -1))[..., :per_group, :, :, :] * scale.float()[..., None, None, None]
     return F.pad(term, (0,) * 6 + (0, filters // groups - per_group)).flatten(-5, -4).to(output.dtype)

@@ -19,7 +19,7 @@ from triton_dirac import checks
 from triton_dirac.checks import IntOrPair, check_call, check_dirac_arguments, check_per_filter
 from triton_dirac.conv import torch_backend as conv_torch
 from triton_dirac.runtime.remembered import Remembered
-from triton_dirac.runtime.tracing import autocast_dtype, is_plain, is_transformed
+from triton_dirac.runtime.tracing import autocast_dtype, is_observed, is_plain, is_transformed
 from triton_dirac.weight_prep import cpu as cpu_prep
 from triton_dirac.weight_prep import torch_backend as prep_torch
 from triton_dirac.weight_prep.net_node import trained_and_frozen
@@ -82,7 +82,7 @@ def dirac_weight(
         return _hand_over(dirac_weight, others, *layer, eps=eps, identity=identity, **how)
     eps, identity, groups = checks.exact_preparation(eps, identity, groups)
     key = (eps, identity, dtype, memory_format, groups, backend)
-    plan = None if torch.compiler.is_compiling() else _plans.find(key, layer)
+    plan = None if is_observed() else _plans.find(key, layer)
     if plan is None:
         check_dirac_arguments(weight, alpha, beta, eps, groups, (3, 4, 5))
         dtype = weight.dtype if dtype is None else dtype
@@ -133,11 +133,10 @@ def dirac_weights(
     eps, identity, of_layers = checks.exact_preparation(eps, identity, groups, of_layers=True)
     tensors = [tensor for layer in layers for tensor in layer]
     key = (len(layers), eps, identity, dtype, memory_format, of_layers, backend)
-    traced = torch.compiler.is_compiling()
-    plan = None if traced else _plans.find(key, tensors)
+    plan = None if is_observed() else _plans.find(key, tensors)
     if plan is None:
         plan = _plan(layers, eps, dtype, memory_format, of_layers, backend)
-        if not traced and is_plain(*tensors):
+        if is_plain(*tensors):
             _plans.keep(key, tensors, plan)
     if plan.way == "one launch":
         channels_last = None if memory_format is None else memory_format == torch.channels_last
@@ -244,9 +243,9 @@ def conv2d(
         return conv2d(*ready, *args, **how)
     if weight.dtype != input.dtype:
         raise TypeError(f"weight must have input's dtype {input.dtype}, got {weight.dtype}")
+    call = check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision)
     if alpha is not None:
         check_per_filter("alpha", alpha, weight.shape[0], "input", input.dtype)
-    call = check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision)
     if not use_triton(backend, input.dtype, input.device):
         return conv_torch.conv2d(input, weight, bias, alpha, call.problem, relu=call.relu)
     settings = conv_op.ConvSettings(*call.geometry, call.relu, call.precision, backend == "auto")
@@ -341,7 +340,7 @@ def _ready(tensor: Tensor, dtype: torch.dtype | None, backend: str) -> Tensor:
     Triton's may run. The backward takes the copy, too."""
     if dtype is not None:
         tensor = tensor.to(dtype)
-    if torch.compiler.is_compiling() or not is_plain(tensor):
+    if not is_plain(tensor):
         return tensor
     may_launch = backend == "triton" or (backend == "auto" and tensor.is_cuda)
     if may_launch and tensor.dim() == 4 and tensor.dtype in TRITON_DTYPES:

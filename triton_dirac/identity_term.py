@@ -12,7 +12,7 @@ from torch import Tensor
 def diagonal(weight: Tensor, groups: int) -> Tensor:
     """View of the entries that the identity touches: (groups, min(K, C) / groups), the window's centre tap."""
     filters, _, *window = weight.shape
-    centre = weight.unflatten(0, (groups, filters // groups))
+    centre = torch.unflatten(weight, 0, (groups, filters // groups))
     for size in window:
         centre = centre.select(3, size // 2)
     return centre.diagonal(dim1=1, dim2=2)
@@ -24,7 +24,7 @@ def identity_rows(per_filter: Tensor, filters: int, channels: int, groups: int) 
     ``channels`` is C / groups, as in the weight's shape.
     """
     per_group = filters // groups
-    return per_filter.expand(filters).unflatten(0, (groups, per_group))[:, : min(per_group, channels)]
+    return torch.unflatten(per_filter.expand(filters), 0, (groups, per_group))[:, : min(per_group, channels)]
 
 
 def centred(matrix: Tensor, window: Sequence[int]) -> Tensor:

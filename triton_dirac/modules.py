@@ -360,7 +360,8 @@ class DiracConv3d(_DiracConv, nn.Conv3d):
 def state_of(tensors: Sequence[Tensor]) -> tuple:
     """What tells whether weight, alpha and beta are still those, and as they were, that filters were prepared from."""
     weight, alpha, beta = tensors
-    return torch.is_grad_enabled(), id(weight), id(alpha), id(beta), versions(tensors)
+    now = None if torch.compiler.is_compiling() else versions(tensors)  # unknown to who compiles
+    return torch.is_grad_enabled(), id(weight), id(alpha), id(beta), now
 
 
 def _tiled_weight(weight: Tensor, alpha: Tensor, beta: Tensor, backend: str) -> Tensor:

@@ -100,9 +100,8 @@ def _prepare(layers: Sequence[_DiracConv]) -> None:
     flat = [tensor for three in parameters for tensor in three]
     ways = tuple([(layer.form, layer.backend, layer.groups, layer.identity, layer.dims) for layer in layers])
     key = ways, autocast_dtype(flat[0])
-    observed = is_observed()
-    batches = None if observed else _known.find(key, flat)
-    plain = batches is not None or not (observed or not is_plain(*flat))
+    batches = None if is_observed() else _known.find(key, flat)
+    plain = batches is not None or is_plain(*flat)
     if batches is None:
         batches = _batches(layers, parameters)
         if plain:

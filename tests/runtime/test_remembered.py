@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import triton_dirac as td
 from tests.placement import DEVICE
@@ -11,7 +16,8 @@ from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import dirac_op, reference
 from triton_dirac.conv import op as conv
 from triton_dirac.runtime import autotune, launch, remembered
-from triton_dirac.runtime.plan import Plan
+from triton_dirac.runtime.plan import Plan, _Launched
+from triton_dirac.runtime.planned import Planned
 from triton_dirac.runtime.remembered import Remembered
 
 PLANNED = (dirac_op._planned, conv._planned)
@@ -288,3 +294,103 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     launch.Launch(kernel, (1,), {"size": 3, "x": OnSecond()}).run()
     assert len(entered) == 1
+
+
+def calls_of(step) -> list[str]:
+    """Names of the functions that ``step`` calls, of Python and of C."""
+    found: list[str] = []
+
+    def profile(frame, event, argument):
+        if event == "call":
+            found.append(frame.f_code.co_name)
+        elif event == "c_call":
+            found.append(argument.__name__)
+
+    sys.setprofile(profile)
+    step()
+    sys.setprofile(None)
+    return found
+
+
+@pytest.mark.parametrize("pass_", ["forward", "forward_backward"])
+def test_a_steady_step_makes_few_calls_and_no_tensor_too_many(pass_, replays, monkeypatch):
+    """What the host does for a layer, counted instead of timed: nothing is checked, planned, spelled or looked up by
+    name. Forward allocates filters, norms and output; backward four gradients, filters' gradient and a workspace."""
+    monkeypatch.setattr(launch.Launch, "run", lambda self: None)
+    layer = td.DiracConv2d(8, 8, 3, padding=1, bias=False, backend="triton")
+    image = torch.randn(1, 8, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    leaves, upstream = [image, *layer.parameters()], torch.randn(1, 8, 4, 4).to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        output = layer(image)
+        if pass_ == "forward_backward":
+            torch.autograd.grad(output, leaves, upstream)
+
+    for _ in range(3):
+        step()
+    monkeypatch.setattr(_Launched, "by_jit", lambda self, tensors: None)  # in place of a launch by the compiled kernel
+    calls = calls_of(step)
+    assert calls.count("new_empty_strided") == {"forward": 3, "forward_backward": 8}[pass_]
+    assert calls.count("find") == {"forward": 2, "forward_backward": 4}[pass_]
+    planning = {"empty", "empty_like", "contiguous", "format", "join", "str", "repr", "pick", "choose", "first", "plan"}
+    assert not planning & set(calls)
+    assert len(calls) <= {"forward": 90, "forward_backward": 230}[pass_], (len(calls), calls)
+
+
+def test_ten_thousand_sizes_do_not_pile_up_nor_take_ever_longer(monkeypatch):
+    planned = Planned(lambda plan, image, weight: [plan.new(torch.empty(image.shape))])
+    monkeypatch.setattr(remembered, "MOST_KEYS", 64)
+    weight = torch.zeros(1)
+    calls = []
+    for size in range(10_000):
+        image = torch.empty(size + 1)
+        step = lambda image=image: planned((image, weight), ())  # noqa: E731
+        if size in (500, 9_500):
+            calls.append(len(calls_of(step)))
+        else:
+            step()
+    assert len(planned) <= 64
+    assert calls[1] <= calls[0] + 5
+
+
+def test_what_somebody_looks_at_is_neither_remembered_nor_done_as_remembered(replays):
+    """Tracers and modes must see every operation; afterwards all is as before."""
+
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    inputs = tensors()
+    for _ in range(2):
+        run(inputs)
+    assert len(replays) == 1
+    seen: list = []
+    for mode in (Functions(), Operations()):
+        with mode:
+            assert_right(inputs, run(inputs))
+    assert torch.ops.triton_dirac.dirac_conv2d.default in seen
+    with torch.device("cpu"):  # what torch.set_default_device does changes nothing
+        run(inputs)
+    assert len(replays) == 2
+    traced = make_fx(lambda x: run([x, *inputs[1:]]))(inputs[0])
+    assert "triton_dirac.dirac_conv2d" in traced.code
+    assert len(replays) == 2
+    run(inputs)
+    assert len(replays) == 3
+
+
+def test_a_jacobian_by_vmap_over_the_backward_is_that_of_one_row_after_the_other():
+    image, weight, alpha, beta, _ = tensors()
+    for function in (
+        lambda w: td.dirac_conv2d(image, w, alpha, beta, padding=1, backend="triton").flatten()[::9],
+        lambda w: td.conv2d(image, w, padding=1, alpha=alpha, backend="triton").flatten()[::9],
+        lambda w: td.dirac_weights([(w, alpha, beta), (w * 2, beta, alpha)], backend="triton")[1].flatten()[::9],
+    ):
+        expected = torch.autograd.functional.jacobian(function, weight)
+        found = torch.autograd.functional.jacobian(function, weight, vectorize=True)
+        assert torch.allclose(found, expected, atol=1e-4)

@@ -235,6 +235,14 @@ def _plan_gradients(steps: Plan | None, grad, image, weight, alpha, output, s: C
         dimage = dgrad(grad, weight, alpha, tuple(image.shape), *rest)
     if need_weight:
         dweight = wgrad(grad, image, tuple(weight.shape), weight.dtype, *rest)
+        if (
+            steps
+            and dweight.stride() != weight.stride()
+            and tuple(weight.shape[2:]) == (1, 1)
+            and channels_last(weight) is weight
+        ):
+            # The same memory, and the strides that torch's own gradient would have: DDP insists.
+            dweight = do(partial(torch.as_strided, size=tuple(weight.shape), stride=weight.stride()), dweight)
     if need_bias:
         dbias = do(partial(bias_gradient, dtype=bias_dtype), grad)
     if need_alpha:
@@ -263,8 +271,8 @@ def _alpha_gradient(grad, image, weight, alpha, dweight, geometry) -> Tensor:
     if dweight is not None:
         entries = diagonal(dweight, groups).float()
     else:
-        centre = torch_backend.centre_tap(image, problem).unflatten(1, (groups, -1))[:, :, :per_group]
-        entries = (grad.unflatten(1, (groups, -1))[:, :, :per_group].float() * centre).sum((0, 3, 4))
+        centre = torch.unflatten(torch_backend.centre_tap(image, problem), 1, (groups, -1))[:, :, :per_group]
+        entries = (torch.unflatten(grad, 1, (groups, -1))[:, :, :per_group].float() * centre).sum((0, 3, 4))
     if alpha.shape[0] == 1:
         return entries.sum().view(1).to(alpha.dtype)
     rest = problem.K // groups - per_group

@@ -94,7 +94,7 @@ def _own_padding(problem: ConvProblem) -> tuple[tuple[int, int], tuple[int, int,
 def _identity_term(image: Tensor, alpha: Tensor, problem: ConvProblem) -> Tensor:
     """alpha * x[centre tap], (N, K, P, Q), zero for filters without an identity; in float32 if alpha is."""
     groups, per_group = problem.groups, problem.identity_per_group
-    centre = centre_tap(image, problem).unflatten(1, (groups, -1))[:, :, :per_group]
+    centre = torch.unflatten(centre_tap(image, problem), 1, (groups, -1))[:, :, :per_group]
     scale = identity_rows(alpha, problem.K, problem.C // groups, groups)
     term = centre * scale.view(1, groups, per_group, 1, 1)
     return F.pad(term, (0, 0, 0, 0, 0, problem.K // groups - per_group)).flatten(1, 2)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from triton_dirac.runtime.plan import Plan, Tensors
 from triton_dirac.runtime.planned import Planned
-from triton_dirac.runtime.tracing import is_observed, is_plain
+from triton_dirac.runtime.tracing import is_plain
 
 NAMESPACE = "triton_dirac"
 GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
@@ -61,7 +61,7 @@ def planned_gradients(ctx, function: Callable, tensors: Tensors, settings: tuple
         known = plan.backward.find(tensors, settings)
         if known is not None:
             return known[0].run(tensors, known[1])
-        if not is_observed() and is_plain(*tensors):
+        if is_plain(*tensors):
             return plan.backward.first(tensors, settings, settings)[0]
     return function(None, *tensors, *settings)
 
@@ -143,7 +143,7 @@ def entry(function: type[torch.autograd.Function], planned: Planned, operator: C
         return plan.run(tensors, addresses)[0]
 
     def call(tensors: Tensors, settings: tuple, options: Hashable = None) -> Tensor:
-        if is_observed() or not is_plain(*tensors):
+        if not is_plain(*tensors):
             return operator(*tensors, *settings)
         return apply(*tensors, None, (options or _options_of(tensors, settings), settings))
 
@@ -160,4 +160,4 @@ def outputs_and_plan(planned: Planned, tensors: Tensors, known, unknown) -> tupl
 
 def may_launch(*tensors: Tensor | None) -> bool:
     """Whether a kernel may be launched at once: no gradient is being recorded and nothing is tracing."""
-    return not torch.is_grad_enabled() and not is_observed() and is_plain(*tensors)
+    return not torch.is_grad_enabled() and is_plain(*tensors)

@@ -9,6 +9,7 @@ import torch
 
 from triton_dirac.conv import op
 from triton_dirac.runtime import autotune, timings
+from triton_dirac.runtime import plan as call
 from triton_dirac.runtime.compile_ahead import Outcome, Plan, compile_ahead
 from triton_dirac.runtime.targets import Target, target_of
 from triton_dirac.tuning.work import Work, plans_of
@@ -76,8 +77,8 @@ def run(work: Work, device: torch.device) -> None:
     rest = (p.stride, p.padding, p.dilation, p.groups)
     with torch.no_grad():
         if work.direction == "fprop":
-            op.run(x, w, None, alpha, *rest, False, precision, True)
+            op.plan_conv(call.Plan(), x, w, None, alpha, *rest, False, precision, True)
         elif work.direction == "dgrad":
-            op.dgrad_run(dy, w, alpha, x.shape, *rest, precision, True)
+            op.plan_dgrad(call.Plan(), dy, w, alpha, x.shape, *rest, precision, True)
         else:
-            op.wgrad_run(dy, x, w.shape, x.dtype, *rest, precision, True)
+            op.plan_wgrad(call.Plan(), dy, x, w.shape, x.dtype, *rest, precision, True)

@@ -59,7 +59,7 @@ class DescriptorTables:
                 stream.wait_event(entry.uploaded)
                 entry.table.record_stream(stream)
             return entry.table
-        content = torch.tensor(words(), dtype=torch.int64)
+        content = torch.tensor(words(), dtype=torch.int64, device="cpu")
         if capturing:
             pinned = self._take_spare(content.numel()).copy_(content)
             table = self._upload(pinned, device)
@@ -88,7 +88,7 @@ class DescriptorTables:
 
     @staticmethod
     def _pinned(words: int) -> Tensor:
-        return torch.empty(words, dtype=torch.int64, pin_memory=True)
+        return torch.empty(words, dtype=torch.int64, device="cpu", pin_memory=True)
 
     @staticmethod
     def _upload(pinned: Tensor, device: torch.device) -> Tensor:

@@ -37,8 +37,6 @@ class Net(NamedTuple):
 
 def net_of(layers: Sequence[Layer], groups: Sequence[int]) -> Net | None:
     """None unless all weights are float32 filter banks on a CPU, and this is eager code on ordinary tensors."""
-    if torch.compiler.is_compiling():
-        return None
     for weight, alpha, beta in layers:
         if weight.dtype is not torch.float32 or not weight.is_cpu or not weight.numel():
             return None
@@ -156,7 +154,10 @@ def _backward(
     dbeta = dbeta.view(-1)
     if beta.shape[0] != dbeta.shape[0]:
         dbeta = dbeta.sum(0, keepdim=True)
-    return layout.as_weight(dweight), dalpha.to(alpha.dtype), dbeta.to(beta.dtype)
+    dweight = layout.as_weight(dweight)
+    if dweight.stride() != weight.stride() and layout.is_dense:  # differ in dimensions of one, on which DDP insists
+        dweight = dweight.as_strided(weight.shape, weight.stride())
+    return dweight, dalpha.to(alpha.dtype), dbeta.to(beta.dtype)
 
 
 class _Layout(NamedTuple):
@@ -170,6 +171,7 @@ class _Layout(NamedTuple):
     first: int
     channels: int  # of a group
     groups: int
+    is_dense: bool  # the weight itself, in either order
 
     def dense(self, tensor: Tensor) -> Tensor:
         return (tensor.movedim(1, -1) if self.last else tensor).contiguous()
@@ -199,7 +201,8 @@ class _Layout(NamedTuple):
 def _layout(shape: tuple[int, ...], strides: tuple[int, ...], groups: int) -> _Layout:
     filters, channels, *window = shape
     is_last = _is_dense((filters, *window, channels), (strides[0], *strides[2:], strides[1]))
-    last = is_last and not _is_dense(shape, strides)
+    is_first = _is_dense(shape, strides)
+    last = is_last and not is_first
     taps = math.prod(window)
     centre = 0
     for size in window:
@@ -212,7 +215,7 @@ def _layout(shape: tuple[int, ...], strides: tuple[int, ...], groups: int) -> _L
     if groups > 1:
         sizes, steps = (groups, *sizes), (per_group * channels * taps, *steps)
     rows = (filters, *(1,) * (len(shape) - 1))
-    return _Layout(last, rows, sizes, steps, centre * tap_step, channels, groups)
+    return _Layout(last, rows, sizes, steps, centre * tap_step, channels, groups, is_first or is_last)
 
 
 def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -40,6 +40,7 @@ class LayerSpec:
     weight_last: bool
     other_last: bool
     aligned: bool  # weight (and gradient) start at multiples of 16 bytes
+    strides: tuple[int, ...] | None = None  # the weight's, whose gradient has the same; by default the layout's
 
     @property
     def norm(self) -> torch.dtype:
@@ -73,15 +74,21 @@ class Flat:
         self.bytes = 0
         self._places: list[_Place] = []
 
-    def place(self, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False) -> int:
-        """The byte offset of the next tensor."""
+    def place(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        channels_last: bool = False,
+        own: tuple[int, ...] | None = None,
+    ) -> int:
+        """The byte offset of the next tensor; ``own`` strides differ from the layout's in dimensions of one at most."""
         offset = self.bytes
         order = (0, *range(2, len(shape)), 1) if channels_last else tuple(range(len(shape)))
         strides, step = [0] * len(shape), 1
         for dim in reversed(order):
             strides[dim] = step
             step *= shape[dim]
-        self._places.append(_Place(dtype, shape, tuple(strides), offset // dtype.itemsize))
+        self._places.append(_Place(dtype, shape, own or tuple(strides), offset // dtype.itemsize))
         self.bytes += triton.cdiv(step * dtype.itemsize, ALIGNMENT) * ALIGNMENT
         return offset
 
@@ -116,7 +123,7 @@ class LayersPlan:
             first_rows = range(0, filters.filters, tile.rows)
             self.tiles += [layer | kind << 16 | first << 32 for first in first_rows]
             if backward:
-                out = self.out.place(spec.shape, spec.weight, spec.weight_last)
+                out = self.out.place(spec.shape, spec.weight, spec.weight_last, spec.strides)
                 drows = self.rows.place(count, spec.dalpha) | self.rows.place(count, spec.dbeta) << 32
             else:
                 out, drows = self.out.place(spec.shape, spec.other, spec.other_last), 0

@@ -143,7 +143,9 @@ def _prepared(
         shared = alpha.numel() == 1, beta.numel() == 1
         aligned = (weight.data_ptr() | (grads[i].data_ptr() if grads else 0)) % 16 == 0
         dtypes = weight.dtype, alpha.dtype, beta.dtype, dtype
-        specs.append((tuple(weight.shape), group, *dtypes, *shared, is_channels_last(weight), last, aligned))
+        specs.append(
+            (tuple(weight.shape), group, *dtypes, *shared, is_channels_last(weight), last, aligned, weight.stride())
+        )
         told += [weight, grads[i] if grads else alpha, beta]
     plan, device = _plan(tuple(specs), grads is not None), layers[0][0].device
 
@@ -239,11 +241,6 @@ def weight_prep_multi(
     return outs, norms
 
 
-def _as_stored(grad: Tensor) -> Tensor:
-    """Dense, and with its sign in memory, where a kernel reads."""
-    return dense(grad.resolve_neg())
-
-
 def weight_prep_multi_backward(
     grads: Sequence[Tensor],
     layers: Sequence[Layer],
@@ -261,7 +258,7 @@ def weight_prep_multi_backward(
     """
     steps = steps or Plan()
     layers = [_dense_layer(layer, steps) for layer in layers]
-    grads = [steps.do(_as_stored, grad) for grad in grads]
+    grads = [steps.do(_as_it_is_read, grad) for grad in grads]
     launches, dweights, drows = plan_weight_prep_multi_backward(
         grads, layers, norms, eps=eps, identity=identity, groups=groups, tables=tables, steps=steps
     )
@@ -272,6 +269,10 @@ def weight_prep_multi_backward(
         (dweight, steps.do(shared_sum, dalpha, alpha), steps.do(shared_sum, dbeta, beta))
         for dweight, dalpha, dbeta, (_, alpha, beta) in parts
     ]
+
+
+def _as_it_is_read(grad: Tensor) -> Tensor:
+    return dense(grad.resolve_neg())  # a kernel reads what is in memory
 
 
 def _dense_layer(layer: Layer, steps: Plan) -> Layer:

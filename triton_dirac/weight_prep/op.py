@@ -12,7 +12,7 @@ from torch import Tensor
 from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.planned import Planned
 from triton_dirac.runtime.register import define, may_launch, planned_run, register_gradient, twin_gradient
-from triton_dirac.runtime.tracing import is_observed, is_plain
+from triton_dirac.runtime.tracing import is_plain
 from triton_dirac.weight_prep import single as kernels
 from triton_dirac.weight_prep import torch_backend
 from triton_dirac.weight_prep.multi import weight_prep_multi, weight_prep_multi_backward
@@ -35,7 +35,7 @@ def plan_backward(steps: Plan, grad, weight, alpha, beta, norm, eps, identity, g
 
 
 def backward_fake(grad, weight, alpha, beta, norm, eps, identity, groups):
-    return torch.empty_like(weight), torch.empty_like(alpha), torch.empty_like(beta)
+    return torch.empty_like(kernels.dense(weight)), torch.empty_like(alpha), torch.empty_like(beta)
 
 
 def backward_twin(grad, weight, alpha, beta, norm, eps, identity, groups):
@@ -93,7 +93,7 @@ class _WeightPrep(torch.autograd.Function):
 def weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups) -> Tensor:
     """The prepared weight, differentiable; arguments as ``triton_dirac.functional.dirac_weight`` checked them."""
     arguments = (weight, alpha, beta, eps, identity, dtype, channels_last, groups)
-    if is_observed() or not is_plain(weight, alpha, beta):
+    if not is_plain(weight, alpha, beta):
         return _weight_prep_op(*arguments)[0]
     return _WeightPrep.apply(*arguments)[0]
 
@@ -156,12 +156,18 @@ class _WeightPreps(torch.autograd.Function):
     def backward(ctx, *grads):
         present = tuple([grad is not None for grad in grads])
         net, tensors = ctx.net, ctx.kept.unchanged([wanted for wanted in present for _ in range(3)])
-        if not torch.is_grad_enabled():
+        if may_launch(*grads):
             return None, *_preps_backward((ctx.norms, *grads, *tensors), (ctx.dtypes, present, net))
-        # gradients of gradients: layer by layer, in operations torch differentiates
         identity = net.identity or net.alpha_apart
+
+        def alone(grad: Tensor, layer: Layer, groups: int) -> Sequence[Tensor]:
+            if torch.is_grad_enabled():  # gradients of gradients: in operations that torch differentiates
+                return backward_twin(grad, *layer, None, net.eps, identity, groups)
+            norm = torch_backend.row_norms(layer[0])
+            return weight_prep_backward(grad, *layer, norm, net.eps, identity, groups)
+
         gradients = [
-            (None,) * 3 if grad is None else backward_twin(grad, *layer, None, net.eps, identity, group)
+            (None,) * 3 if grad is None else alone(grad, layer, group)
             for grad, layer, group in zip(grads, layers_of(tensors), net.groups, strict=True)
         ]
         return None, *_of_those_present(grads, gradients)
@@ -172,7 +178,7 @@ _apply = super(torch.autograd.Function, _WeightPreps).apply  # type: ignore[misc
 
 def may_batch(layers: Sequence[tuple[Tensor, ...]]) -> bool:
     """Whether one launch may prepare all layers: addresses in a table mean nothing to a tracer."""
-    return not is_observed() and is_plain(*(tensor for layer in layers for tensor in layer))
+    return is_plain(*(tensor for layer in layers for tensor in layer))
 
 
 def weight_preps(layers: Sequence[Layer], net: Net, trained: list[int], frozen: list[int]) -> Sequence[Tensor]:

@@ -128,8 +128,11 @@ def empty_filters(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtyp
     """An empty filter bank of either layout, for windows of any number of dimensions."""
     if not channels_last:
         return torch.empty(shape, dtype=dtype, device=device)
-    filters, channels, *window = shape
-    return torch.empty((filters, *window, channels), dtype=dtype, device=device).movedim(-1, 1)
+    strides, step = [0] * len(shape), 1
+    for dim in (1, *range(len(shape) - 1, 1, -1), 0):
+        strides[dim] = step
+        step *= shape[dim]
+    return torch.empty_strided(shape, strides, dtype=dtype, device=device)  # no view: it may be written to in place
 
 
 def norm_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from triton_dirac import reference
 from triton_dirac.identity_term import centred, diagonal, identity_rows, with_identity
-from triton_dirac.runtime.tracing import is_transformed
+from triton_dirac.runtime.tracing import is_traced, is_transformed
 
 # Squares of 1e18, this many of them, still fit float32; longer sums are finished in float64.
 _NORM_CHUNK = 256
@@ -27,7 +27,7 @@ def row_norms(weight: Tensor) -> Tensor:
     chunk = next((size for size in range(min(_NORM_CHUNK, length), 31, -1) if length % size == 0), 0)
     if chunk == 0:
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).float()
-    partial = torch.linalg.vector_norm(rows.unflatten(1, (-1, chunk)), dim=2)
+    partial = torch.linalg.vector_norm(torch.unflatten(rows, 1, (-1, chunk)), dim=2)
     return torch.linalg.vector_norm(partial, dim=1, dtype=torch.float64).float()
 
 
@@ -117,7 +117,7 @@ def dirac_weight(
     """diag(alpha) * I + diag(beta) * W / max(||W_k||, eps), rounded once, to ``dtype``."""
     if torch.compiler.is_exporting():
         return _for_export(weight, alpha, beta, eps, identity, groups).to(dtype)
-    if is_transformed():  # each operation in its place, for rules of every kind
+    if is_transformed() or is_traced():  # each operation in its place, for rules of every kind
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         return reference.dirac_weight(wide, alpha, beta, eps=eps, identity=identity, groups=groups).to(dtype)
     return _DiracWeight.apply(weight, alpha, beta, eps, identity, dtype, groups)
