@@ -59,8 +59,8 @@ def half(*shape):
     return torch.randn(shape).half().to(memory_format=torch.channels_last).requires_grad_()
 
 
-def step_of_training(channels=64, dtype=torch.float16, images=128):
-    x = torch.randn(images, channels, 4, 4, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+def step_of_training(channels=64, dtype=torch.float16, images=128, size=8):
+    x = torch.randn(images, channels, size, size, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
     w, a, b = (torch.randn(s).requires_grad_() for s in ((channels, channels, 3, 3), (channels,), (channels,)))
     y = dirac_conv2d(x, w, a, b, None, 1, 1, backend="triton")
     torch.autograd.grad(y, (x, w, a, b), torch.randn_like(y))
@@ -70,7 +70,7 @@ def step_of_training(channels=64, dtype=torch.float16, images=128):
 
 
 kernels: list[str] = []
-kinds = [(64, torch.float16, 128), (40, torch.bfloat16, 3), (32, torch.float32, 2), (6, torch.float16, 2)]
+kinds = [(64, torch.float16, 128), (64, torch.float16, 128, 28), (40, torch.bfloat16, 3), (32, torch.float32, 2), (6, torch.float16, 2)]
 for kind in kinds:
     step_of_training(*kind)
 stream = 77
@@ -79,7 +79,8 @@ _Launched.__call__ = compare
 for kind in kinds * 2:
     step_of_training(*kind)
 _Launched.__call__ = call
-expected = {"weight_prep_kernel", "weight_prep_backward_kernel", "tile_gemm", "gather_gemm", "reduce_kernel"}
+expected = {"weight_prep_kernel", "weight_prep_backward_kernel", "tile_gemm", "persistent_gemm", "gather_gemm"}
+expected |= {"wgrad_tile_kernel", "wgrad_pixel_kernel", "reduce_kernel"}
 assert expected <= set(kernels), set(kernels)
 print(f"{len(kernels)} launches of {len(set(kernels))} kernels are the JIT's, byte by byte, on stream {stream}")
 
