@@ -70,7 +70,13 @@ def step_of_training(channels=64, dtype=torch.float16, images=128, size=8):
 
 
 kernels: list[str] = []
-kinds = [(64, torch.float16, 128), (64, torch.float16, 128, 28), (40, torch.bfloat16, 3), (32, torch.float32, 2), (6, torch.float16, 2)]
+kinds = [
+    (64, torch.float16, 128),
+    (64, torch.float16, 128, 28),
+    (40, torch.bfloat16, 3),
+    (32, torch.float32, 2),
+    (6, torch.float16, 2),
+]
 for kind in kinds:
     step_of_training(*kind)
 stream = 77
