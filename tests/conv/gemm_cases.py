@@ -78,6 +78,8 @@ def every_config() -> list[tuple[Config, torch.dtype]]:
 def problem_for(config: Config) -> ConvProblem:
     """A problem small enough for the interpreter that fills the config's order and leaves tails elsewhere."""
     channels = config.block_k if config.loader == "tile" else config.block_k + 8
+    if config.loader == "persistent":  # whole steps, and columns that fill a tile
+        channels = max(config.block_k, config.block_n)
     if config.loader == "gather":
         return ConvProblem(1, channels, 5, 4, 40, 3, 3, padding=ONE)
     return ConvProblem(config.block_m - 1, channels, 1, 2, channels, 2, 3, padding=ONE)

@@ -11,6 +11,9 @@ Two things keep the matrix unit from multiplying zeros where channels are no pow
   32, 80 = 64 + 16). What of it no channel fills is zero in both operands, never a neighbour's inf or NaN times zero;
 - a tile has BLOCK_N columns and EXTRA_N more in a second accumulator (160 = 128 + 32, 320 = 256 + 64): one load of
   the source serves all columns.
+
+On an H200 (us; before these two, and cuDNN): 160 channels of 32x32 103 (187, 123), 320 of 16x16 89 (115, 112), 80 of
+32x32 51 (134, 56).
 """
 
 import triton

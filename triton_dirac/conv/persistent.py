@@ -6,7 +6,12 @@ memory.
 
 The loop has two places where tiles change, and each keeps its own count of tiles: ``load_tile`` begins with step
 ``load_from`` and belongs to the loads, which run ahead; ``sum_tile`` ends with step ``sum_to`` and belongs to the sums.
-Shared, the counts would tie the loads to the sums, and Triton would prefetch nothing.
+Shared, the counts would tie the loads to the sums, and Triton would prefetch nothing. (Its own ``flatten`` joins only
+loops whose inner length is the same for all tiles; here it is the number of taps inside the image.)
+
+A step that changes no tile has 92 to 105 instructions where ``tile_gemm`` has 101 to 107 (counted from SASS, sm_90,
+Triton 3.7.1). On an H200 64 channels of 56x56 took 130 us, before 137; 256 of 14x14 82, before 87; 640 of 8x8, whose
+tiles fill the GPU little more than once, 92 where ``tile_gemm`` takes 80.
 """
 
 import triton

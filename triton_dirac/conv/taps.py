@@ -120,7 +120,10 @@ def tap_bits(most_h, most_w):
 def tap_walk(taps_h, taps_w, MOST_H: tl.constexpr, MOST_W: tl.constexpr):
     """(first tap, mask of the taps that end a row, what follows the last tap) of a walk over taps_h x taps_w.
 
-    The current tap (a, b) is one bit, a * taps_w + b, or for large windows two: a, and b in the upper half.
+    The current tap (a, b) is one bit, a * taps_w + b, or for large windows two: a, and b in the upper half. Of 3x3 taps
+    at a corner of the image 2x2 are inside: row_ends is 0b1010 and the end 0b10000. The walk goes
+
+        (0, 0) 0b0001 -> (0, 1) 0b0010, ends a row -> (1, 0) 0b0100 -> (1, 1) 0b1000, the last -> (0, 0), next channels
     """
     ONE_BIT: tl.constexpr = one_bit(MOST_H, MOST_W)
     BITS: tl.constexpr = tap_bits(MOST_H, MOST_W)[0]

@@ -21,11 +21,9 @@ STEPS_PER_SPLIT = 8  # fewer would not fill the pipeline before the tile is stor
 FULL_BATCH = 0.9  # share of a batch-order tile's images that must exist
 
 _HALF = (
-    Config(128, 128, 64, 8, 3, "batch", reason="wide layers: most reuse, two warps a scheduler hide latency"),
     Config(128, 128, 64, 4, 3, "batch", reason="wide layers: 64x64 a warp, fewest instructions per MMA"),
     Config(128, 64, 64, 4, 4, "batch", reason="C divides by 64, not 128: no mask; two programs a unit"),
     Config(64, 128, 64, 4, 4, "batch", reason="64 filters, or K = 64 mod 128"),
-    Config(64, 64, 64, 4, 2, "batch", reason="small layers; a third stage spills on sm_80 (Triton 3.9)"),
     Config(64, 32, 64, 4, 4, "batch", reason="32 channels, or C = 32 mod 64: no mask"),
     Config(128, 128, 32, 4, 4, "batch", reason="batches of 32, and half the shared memory"),
     Config(64, 64, 32, 4, 4, "batch", reason="batches of 32 on small layers"),
@@ -33,6 +31,11 @@ _HALF = (
     Config(64, 64, 64, 4, 4, "gather", reason="narrow layers of a small batch"),
     Config(64, 64, 32, 4, 4, "gather", reason="few pixels"),
     Config(64, 32, 64, 8, 4, "gather", reason="few columns: 1x1 windows, stems with 4 or 8 channels"),
+)
+# What wgmma never wants (H200): there more warps share the same operands, and loads are far away.
+_NO_WGMMA = (
+    Config(128, 128, 64, 8, 3, "batch", reason="wide layers: most reuse, two warps a scheduler hide latency"),
+    Config(64, 64, 64, 4, 2, "batch", reason="small layers; a third stage spills on sm_80 (Triton 3.9)"),
 )
 _WGMMA = (
     Config(128, 256, 64, 8, 3, "batch", reason="a quarter less traffic than 128x128; 256x128 spills"),
@@ -79,8 +82,9 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
     elif dtype.itemsize == 4:
         chosen = _FLOAT
     else:
-        wgmma = _WGMMA if target.family in ("cuda:90", "cuda:100") else ()
-        chosen = (_TILE if target.family == "cuda:90" else ()) + _HALF + wgmma
+        chosen = {"cuda:90": _TILE + _HALF + _WGMMA, "cuda:100": _NO_WGMMA + _HALF + _WGMMA}.get(
+            target.family, _NO_WGMMA + _HALF
+        )
     if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(replace(config, num_stages=2) for config in chosen)
     else:  # shared memory bounds the blocks before registers do

@@ -10,6 +10,9 @@ they are 3. Pixels at which no column of the tile reads inside the image the wal
 outside the image row are filled with zeros by the descriptor, which is the padding.
 
 Both operands are summed over a slow dimension, the images. The matrix unit takes them so if they have 16 bits.
+
+On an H200 (us; batch order through pointers, and cuDNN): 160 channels of 32x32 147 (151, 190), 320 of 16x16 98 (122,
+122), 128 of 28x28 99 (111, 103), 64 of 56x56 167 (167, 140).
 """
 
 import triton

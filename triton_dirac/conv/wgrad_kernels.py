@@ -43,7 +43,7 @@ def last_fits(tile, size, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
 
 @triton.jit
 def _wrapped(index, size, VECTOR: tl.constexpr):
-    """(number of its vector, place in it) of each index; those beyond the size, all in one tile, begin anew.
+    """(number of its vector, place in it) of each index; those beyond the size begin anew.
 
     Written with whole vectors, so that the compiler proves the loads' width: hints do not outlive AMD's passes.
     """
@@ -104,7 +104,7 @@ def wgrad_batch_kernel(
     C = vectors_C * VECTOR_C
     K = vectors_K * VECTOR_K
     row = tl.arange(0, BLOCK_K)
-    k = last_fits(tile_m, Kg, BLOCK_M, VECTOR_K) + tl.arange(0, BLOCK_M)
+    k = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = last_fits(tile_n, columns, BLOCK_N, VECTOR_C) + tl.arange(0, BLOCK_N)
     if ONE_TAP:
         tap = tile_n * BLOCK_N // Cg
@@ -134,7 +134,7 @@ def wgrad_batch_kernel(
     q = start_q + (first - block * box) % tl.maximum(width, 1)
     n = block.to(tl.int64) * BLOCK_K
 
-    # Channels and columns beyond the end, which only a lone tile has, read the first ones: their sums are never stored.
+    # Channels and columns beyond the end read the first ones once more: their sums are never stored.
     vector, lane = _wrapped(k, Kg, VECTOR_K)
     k_read = vector * VECTOR_K + lane
     dy_tile = dy + ((n * P + p) * Q + q) * K + group * Kg
@@ -210,8 +210,8 @@ def wgrad_pixel_kernel(
     first = split.to(tl.int64) * steps_per_split * BLOCK_K
     row = tl.arange(0, BLOCK_K)
 
-    # Channels and columns beyond the end, which only a lone tile has, read the first ones: their sums are never stored.
-    k = last_fits(tile_m, Kg, BLOCK_M, VECTOR_K) + tl.arange(0, BLOCK_M)
+    # Channels and columns beyond the end read the first ones once more: their sums are never stored.
+    k = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     vector, lane = _wrapped(k, Kg, VECTOR_K)
     k_read = vector * VECTOR_K + lane
     dy_tile = dy + first * K + group * Kg
