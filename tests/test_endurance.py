@@ -1,4 +1,4 @@
-"""Long runs and many callers: 10,000 steps cost the same at their end, 64 threads and worker processes get right numbers."""
+"""Long runs and many callers: 10,000 steps cost the same at their end; 64 threads and worker processes."""
 
 from __future__ import annotations
 
