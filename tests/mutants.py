@@ -32,6 +32,8 @@ TESTS = {
     "triton_dirac/conv/gather.py": (FPROP, DGRAD, "-k", "not every_config and not tile"),
     "triton_dirac/conv/taps.py": (FPROP, DGRAD, "-k", "not every_config"),
     "triton_dirac/conv/descriptor.py": (FPROP, DGRAD, "-k", "tile or half or infinities"),
+    "triton_dirac/conv/persistent.py": (FPROP, DGRAD, "-k", "tile or persistent or half or infinities"),
+    "triton_dirac/conv/wgrad_descriptor.py": (WGRAD, "-k", "tile or half or beyond"),
     "triton_dirac/conv/wgrad_kernels.py": (WGRAD, "-k", "not every_config"),
     "triton_dirac/conv/direct.py": ("tests/conv/test_direct.py",),
     "triton_dirac/weight_prep/rows.py": (SINGLE,),
