@@ -96,7 +96,17 @@ class Visit:
         return Outcome(stage.name, stage.what, state, round(time.monotonic() - start, 1), last)
 
     def _command(self, stage: Stage, seconds: float) -> list[str]:
-        values = {"out": self.out, "work": self.work, "seconds": f"{max(1.0, seconds - 5):.0f}", "cores": os.cpu_count() or 1}
+        values = {
+            "out": self.out,
+            "work": self.work,
+            "seconds": f"{max(1.0, seconds - 5):.0f}",
+            "cores": os.cpu_count() or 1,
+        }
+            "out": self.out,
+            "work": self.work,
+            "seconds": f"{max(1.0, seconds - 5):.0f}",
+            "cores": os.cpu_count() or 1,
+        }
         if stage.suite is None:
             words = stage.rehearsal if self.rehearse else stage.command
             return [sys.executable, *(word.format(**values) for word in words)]
