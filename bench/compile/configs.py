@@ -79,8 +79,30 @@ def faults(rows: Iterable[dict[str, Any]]) -> list[str]:
     ]
 
 
+def table_of_configs(rows: Iterable[dict[str, Any]]) -> Table:
+    """One line for each row of the tuning tables: where it is offered, and the most that it takes anywhere."""
+    table = Table(title="each config", title_justify="left", box=SIMPLE)
+    for column in ("kernel", "config", "targets", "dtypes", "problems", "regs", "shared", "spills", "reason"):
+        table.add_column(column, justify="right" if column in ("regs", "shared", "spills") else "left", no_wrap=True)
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["kernel"] in KERNELS:  # not a further kernel of the same plan
+            groups.setdefault((row["kernel"], row["config"].partition(" split")[0]), []).append(row)
+    for (kernel, config), group in groups.items():
+        targets, dtypes, problems = (dict.fromkeys(row[name] for row in group) for name in ("target", "dtype", "layer"))
+        table.add_row(
+            *(kernel, config, " ".join(targets), " ".join(dtypes), str(len(problems))),
+            str(max(row["registers"] or 0 for row in group)),
+            f"{max(row['shared_bytes'] or 0 for row in group) / 1024:.0f}K",
+            str(max(row["spills"] or 0 for row in group)),
+            group[0]["reason"],
+        )
+    return table
+
+
 def print_rows(rows: list[dict[str, Any]], console: Console) -> None:
-    """One line a target, kernel and dtype: how many kernels, the most that any of them takes; then the faults."""
+    """Each config; then one line a target, kernel and dtype: how many kernels, the most that any takes; the faults."""
+    console.print(table_of_configs(rows))
     table = Table(title="all offered configs, counted from machine code", title_justify="left", box=SIMPLE)
     for column in ("target", "kernel", "dtype", "configs", "kernels", "regs", "shared", "of", "spilling", "failed"):
         table.add_column(column, justify="left" if column in ("target", "kernel", "dtype") else "right")

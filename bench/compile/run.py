@@ -124,7 +124,8 @@ def _row(job: Job, kernel: str, found: dict[str, Any]) -> dict[str, Any]:
     data = job.to_json()
     of_job = {name: data[name] for name in ("net", "layer", "dtype", "target", "count", "problem")}
     if "config" in job.arguments:
-        of_job["config"] = Config(**job.arguments["config"]).name
+        config = Config(**job.arguments["config"])
+        of_job |= {"config": config.name, "reason": config.reason}
     return {
         **NOTHING,
         "kernel": kernel,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+# Of a dtype on a target. Until a layer has been tuned its first call compiles each for three passes: 72 kernels, which
+# 16 cores do in 4 s.
+MOST_CONFIGS = 24
 
 
 @dataclass(frozen=True)
@@ -14,7 +19,8 @@ class Config:
     sm_90 and newer; stride 1, for wgrad any) or "persistent" (the same, each program taking tile after tile).
     ``extra_n``: so many columns more, in a second accumulator (tile loader: 160 = 128 + 32). ``all_registers``, for
     NVIDIA, lets a thread take all 255: by itself the assembler stops at a number that lets one more block run (80, 96,
-    107, 128 or 168), and spills the last 8 to 24 bytes for it. ``reason`` says what the config is for.
+    107, 128 or 168), and spills the last 8 to 24 bytes for it; None leaves it to the table. ``reason`` says what the
+    config is for.
     """
 
     block_m: int
@@ -24,7 +30,7 @@ class Config:
     num_stages: int
     loader: str = "gather"
     group_m: int = 8
-    all_registers: bool = False
+    all_registers: bool | None = None
     extra_n: int = 0
     reason: str = ""
 
@@ -50,3 +56,28 @@ class Config:
     def label(self) -> str:
         """What it is called in the file of timings: all that changes its code, not its reason."""
         return f"{self.name} g{self.group_m}" + (" all registers" if self.all_registers else "")
+
+
+def with_all_registers(table: Iterable[Config]) -> tuple[Config, ...]:
+    """The rows of a table whose threads take all registers, those aside that say otherwise."""
+    return tuple(replace(row, all_registers=True) if row.all_registers is None else row for row in table)
+
+
+def checked(table: Sequence[Config], what: str) -> list[Config]:
+    """``table``, if it is a table of configs that may be picked from.
+
+    Raises:
+        ValueError: it has more than MOST_CONFIGS rows, two of one label, or one without a reason.
+    """
+    labels = [config.label for config in table]
+    if len(table) > MOST_CONFIGS:
+        raise ValueError(
+            f"{what}: {len(table)} rows, at most {MOST_CONFIGS}, since a layer's first call compiles all of them; take "
+            f"out one that measures no better than its neighbours, or raise MOST_CONFIGS. They are: {'; '.join(labels)}"
+        )
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise ValueError(f"{what}: two rows are {' and two are '.join(sorted(twice))}; take out one of them")
+    for config in table:
+        if not config.reason:
+            raise ValueError(f"{what}: {config.name} has no reason; say in `reason` which problems it is for")
+    return list(table)

@@ -1,7 +1,7 @@
 """Tiles of fprop and dgrad, which are one implicit GEMM: rows are target pixels, columns target channels.
 
-``configs`` lists at most 24 per dtype and target family, each compiled for its targets without spills and within their
-shared memory (``python -m bench.compile --configs``); ``offered`` are those that suit a problem, ``default`` the one
+``configs`` lists at most MOST_CONFIGS per dtype and target, each compiled for it without spills and within its shared
+memory (``python -m bench.compile --configs``); ``offered`` are those that suit a problem, ``default`` the one
 with the fewest ``estimated_cycles``. ``dgrad`` swaps the roles of the two images.
 """
 
@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from triton_dirac.conv import cycles
-from triton_dirac.conv.config import Config
+from triton_dirac.conv.config import Config, checked, with_all_registers
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import Target
 
@@ -180,8 +180,9 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
     if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(dict.fromkeys(replace(config, num_stages=2, all_registers=False) for config in chosen))
     elif precision != "tf32":  # whose small tiles' loops the assembler would unroll until 255 do not suffice
-        chosen = tuple(replace(config, all_registers=True) for config in chosen)
-    return [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
+        chosen = with_all_registers(chosen)
+    fitting = [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
+    return checked(fitting, f"fprop's and dgrad's configs of {dtype} {precision} for {target.name}")
 
 
 def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:

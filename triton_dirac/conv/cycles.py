@@ -7,6 +7,7 @@ fills its pipeline, the persistent kernel once, and stores its tiles.
 
 The constants are fitted to 1,780 times of 16 layers on an H200 (Triton 3.6, bfloat16). Of about 30 configs measured a
 layer the default took 1.02 (fprop), 1.03 (dgrad) and 1.06 (wgrad) times as long as the best, in the geometric mean.
+Rates are the target's.
 """
 
 from __future__ import annotations
@@ -14,13 +15,10 @@ from __future__ import annotations
 from triton_dirac.conv.config import Config
 from triton_dirac.runtime.targets import Target
 
-# Per unit and clock: dense 16-bit multiply-adds (datasheets of A100, H100, B200, MI300X), bytes from L2 (fitted for the
-# H200, for the others in the proportion of their bandwidths).
-_RATES = {"cuda:80": (1024, 60), "cuda:90": (2048, 75), "cuda:100": (4096, 75), "hip": (1024, 50)}
 _SHARED_BYTES = 160  # per clock, read and written: 128 each way, which overlap in part
 _LATENCY = 1300
 _FILL, _STORE = 3200, 0.1  # clocks of a wave, and of each element of its tiles
-_REGISTERS = 65536  # of a unit; a thread holds its accumulators and about 90 more
+_BESIDE_ACCUMULATORS = 90  # registers of a thread
 STEP = {"tile": 40, "persistent": 40, "batch": 140, "gather": 160}  # a barrier, and address and mask arithmetic
 
 
@@ -36,21 +34,20 @@ def shared_bytes(config: Config, itemsize: int, target: Target) -> int:
 def residents(config: Config, itemsize: int, target: Target) -> int:
     """Programs that a unit runs at once."""
     threads = config.num_warps * target.warp_size
-    registers = min(255, config.block_m * config.columns // threads + 90)
+    registers = min(255, config.block_m * config.columns // threads + _BESIDE_ACCUMULATORS)
     by_shared = target.shared_bytes // max(1, shared_bytes(config, itemsize, target))
-    return max(1, min(by_shared, _REGISTERS // (registers * threads)))
+    return max(1, min(by_shared, target.registers // (registers * threads)))
 
 
 def estimated_cycles(
     config: Config, itemsize: int, target: Target, *, programs: int, steps: float, step: float | None = None
 ) -> float:
     """Clocks of ``programs`` tiles of ``steps`` steps each; ``step``: what one costs beside its work, by loader."""
-    multiply_adds, l2_bytes = _RATES[target.family]
     m, n, k = config.block_m, config.columns, config.block_k
-    matrix = m * n * k / (multiply_adds * 2 / itemsize)
+    matrix = m * n * k / (target.multiply_adds * 2 / itemsize)
     loaded = (m + n) * k * itemsize
     read = m / 64 * n + m * (2 if config.extra_n else 1)  # of a row of the sum, by each instruction of 64 rows
-    work = max(matrix, (loaded + read * k * itemsize) / _SHARED_BYTES, loaded / l2_bytes)
+    work = max(matrix, (loaded + read * k * itemsize) / _SHARED_BYTES, loaded / target.l2_bytes)
     beside = STEP[config.loader] if step is None else step
     fill, once = (0, _FILL) if config.loader == "persistent" else (_FILL, 0)
 

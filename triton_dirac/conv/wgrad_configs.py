@@ -1,7 +1,7 @@
 """Tiles and split factors of the weight gradient: M = K / groups, N = R*S*C / groups, reduction over N*P*Q.
 
-``configs`` lists at most 24 per dtype and target family, each compiled for its targets without spills and within their
-shared memory (``python -m bench.compile --configs``). ``offered`` are those that suit a problem, ``default`` the one
+``configs`` lists at most MOST_CONFIGS per dtype and target, each compiled for it without spills and within its shared
+memory (``python -m bench.compile --configs``). ``offered`` are those that suit a problem, ``default`` the one
 that the tile arithmetic of ``estimated_cycles`` likes best, ``split_k`` the number of parts of its reduction.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from triton_dirac.conv import cycles
-from triton_dirac.conv.config import Config
+from triton_dirac.conv.config import Config, checked, with_all_registers
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import Target
 
@@ -86,10 +86,11 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
             target.family, _NO_WGMMA + _HALF
         )
     if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
-        chosen = tuple(replace(config, num_stages=2) for config in chosen)
+        chosen = tuple(dict.fromkeys(replace(config, num_stages=2, all_registers=False) for config in chosen))
     else:  # shared memory bounds the blocks before registers do
-        chosen = tuple(replace(config, all_registers=True) for config in chosen)
-    return [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
+        chosen = with_all_registers(chosen)
+    fitting = [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
+    return checked(fitting, f"wgrad's configs of {dtype} {precision} for {target.name}")
 
 
 def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
@@ -170,7 +171,7 @@ def _steps(problem: ConvProblem, config: Config) -> int:
     return -(-problem.N * problem.P * problem.Q // config.block_k)
 
 
-_MEMORY_BYTES = {"cuda:80": 20, "cuda:90": 45, "cuda:100": 60, "hip": 20}  # per unit and clock; a part stays in L2
+_CACHED = 2.25  # workspace bytes for each that memory alone could move: a part stays in L2
 _REDUCE_CYCLES = 12000  # of the second kernel, beside its traffic: it starts when the first has ended
 _SEVERAL_TAPS = 270  # of a step of 64 whose columns cross taps in batch order: a mask for each element's tap
 _ONE_TAP = 8
@@ -190,7 +191,8 @@ def estimated_cycles(problem: ConvProblem, dtype: torch.dtype, config: Config, s
     batch = _ONE_TAP if one_tap else _SEVERAL_TAPS * config.block_k / 64
     step = batch if config.loader == "batch" else None
     workspace = 4 * problem.K * problem.R * problem.S * Cg * splits
-    second = 0 if splits == 1 else _REDUCE_CYCLES + 2 * workspace / (_MEMORY_BYTES[target.family] * target.units)
+    moved = 2 * workspace / (_CACHED * target.memory_bytes * target.units)
+    second = 0 if splits == 1 else _REDUCE_CYCLES + moved
     programs = _tiles(problem, config) * splits
     main = cycles.estimated_cycles(config, dtype.itemsize, target, programs=programs, steps=steps, step=step)
     return main + second
