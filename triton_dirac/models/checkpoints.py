@@ -42,6 +42,8 @@ _RULES = [
 def load_official(model: DiracNet, checkpoint: Mapping[str, Any]) -> None:
     """Load an official checkpoint, as ``torch.load`` gives it, into a DiracNet of the same depth and width.
 
+    >>> from triton_dirac import fold
+    >>> from triton_dirac.models import diracnet18, diracnet34
     >>> net = diracnet34()
     >>> load_official(net, torch.load("diracnet34-v2_checkpoint.pth"))  # doctest: +SKIP
     >>> inference = fold(diracnet18().eval())

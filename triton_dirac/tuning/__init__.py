@@ -10,8 +10,9 @@ run             compile all on all cores; measure on the GPU that is here
 progress        how far it is
 =============== =================================================================================
 
+>>> from triton_dirac.models import diracnet
 >>> works = works_of(diracnet(28, 10), image_size=32, batch=128, dtypes=["bfloat16"])
->>> tune(works, torch.device("cuda"))
+>>> tune(works, torch.device("cuda"))  # doctest: +SKIP
 """
 
 from triton_dirac.tuning.run import compile_works, tune

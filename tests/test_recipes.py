@@ -1,0 +1,121 @@
+"""The recipes of CONTRIBUTING.md, followed to the letter: each block is read from that page and put where it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from bench import contenders, nets, test_conv
+from bench.compile import __main__ as command
+from bench.compile import configs, jobs
+from bench.compile.run import rows_of
+from bench.layers import layers
+from tests.bench.test_contenders import NARROWING, WIDENING, assert_right
+from triton_dirac.conv import configs as tables
+from triton_dirac.conv.config import Config
+from triton_dirac.runtime import targets
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+pytestmark = pytest.mark.cpu
+
+
+def recipe(title: str) -> str:
+    """The Python of a section."""
+    (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE))
+
+
+def changed(module: ModuleType, after: str, line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """``module`` as if ``line`` had been written after the line ``after`` of its file."""
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    assert source.count(f"\n{after}\n") == 1
+    file = folder / f"changed_{module.__name__.rpartition('.')[2]}.py"
+    file.write_text(source.replace(f"\n{after}\n", f"\n{after}\n    {line}"), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    twin = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, file.stem, twin)  # where dataclasses look for their module
+    spec.loader.exec_module(twin)
+    return twin
+
+
+@pytest.mark.parametrize("direction", test_conv.SUITE.passes)
+def test_contender(direction):
+    file = dict(vars(contenders))
+    exec(recipe("A contender"), file)
+    new = file["CONV"][-1]
+    assert [known.name for known in file["CONV"][:-1]] == [known.name for known in contenders.CONV]
+    suite = replace(test_conv.SUITE, contenders=file["CONV"])
+    for problem in (WIDENING, NARROWING):
+        assert new.lacks(problem, "float32", direction, torch.device("cpu")) is None
+        assert_right(suite, problem, "float32", direction, new, torch.device("cpu"))
+    assert new.lacks(replace(WIDENING, groups=2), "float32", direction, torch.device("cpu"))
+
+
+def test_target(tmp_path, monkeypatch):
+    twin = changed(targets, "GPUS = (", recipe("A target").replace(")  #", "),  #"), tmp_path, monkeypatch)
+    a10 = twin.TARGETS["cuda:86"]
+    assert twin.listed("cuda:86", "NVIDIA A10") is a10
+    assert set(twin.TARGETS) - set(targets.TARGETS) == {"cuda:86"}
+    assert a10.multiply_adds == pytest.approx(125e12 / 2 / (72 * 1.695e9), rel=0.01)
+    assert a10.memory_bytes == pytest.approx(600e9 / (72 * 1.695e9), rel=0.02)
+    assert tables.configs(torch.float16, True, a10)
+
+
+def test_net():
+    block = recipe("A net")
+    assert len([line for line in block.splitlines() if line.strip()]) < 20
+    try:
+        exec(block, dict(vars(nets)))
+        found = layers("VGG-11")
+        selected = command.parse(["--nets", "VGG-11", "--targets", "cuda:80", "--kernels", "conv_fprop"]).selected
+    finally:
+        nets.NETS.pop("VGG-11", None)
+    assert [layer.name for layer in found][:2] == ["3x224x224-64 3x3", "64x112x112-128 3x3"]
+    assert sum(layer.count for layer in found) == 8
+    assert not any(layer.has_identity for layer in found)
+    assert {job.net for job in selected} == {"VGG-11"}
+
+
+def test_config(monkeypatch, capsys):
+    row = eval(recipe("A config"), {"Config": Config})
+    monkeypatch.setattr(tables, "_NO_DESCRIPTORS", (*tables._NO_DESCRIPTORS, row))
+    mine = [
+        job
+        for job in configs.jobs_of(["cuda:80"], ["float16"], ["fprop"])
+        if Config(**job.arguments["config"]).name == row.name
+    ]
+    assert mine
+    rows = rows_of(mine[:1], workers=1, timeout=120, counted=False)
+    assert not configs.faults(rows)
+    configs.print_rows(rows, configs.Console(width=200))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if row.reason in line]
+    assert row.name in line
+    assert "cuda:80" in line
+
+
+def test_a_config_too_many_meets_an_error_that_helps(monkeypatch):
+    row = eval(recipe("A config"), {"Config": Config})
+    more = tuple(replace(row, block_k=16 * (i + 1)) for i in range(20))
+    monkeypatch.setattr(tables, "_NO_DESCRIPTORS", tables._NO_DESCRIPTORS + more)
+    with pytest.raises(ValueError, match=r"cuda:80: \d+ rows, at most 24, since .* take out one"):
+        configs.jobs_of(["cuda:80"], ["float16"], ["fprop"])
+
+
+def test_kernel(monkeypatch):
+    monkeypatch.setattr(jobs, "KERNELS", dict(jobs.KERNELS))
+    exec(recipe("A kernel"), {"KERNELS": jobs.KERNELS})
+    layer = next(layer for layer in layers("DiracNet-28-10") if layer.has_identity)
+    selected = jobs.jobs_of_layer(layer, ["filter_norms"], "float16", "cuda:90")
+    (found,) = rows_of(selected, workers=1, timeout=120)
+    assert found["ok"], found["error"]
+    assert (found["kernel"], found["config"], found["spills"]) == ("filter_norms", "256 w4", 0)
