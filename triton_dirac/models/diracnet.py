@@ -74,7 +74,8 @@ class DiracNet(nn.Module):
         features = self.stem(images)
         for index, group in enumerate(self.groups):
             features = group(self.pool(features) if index else features)
-        return self.fc(torch.relu(features).mean((2, 3)))
+        logits: Tensor = self.fc(torch.relu(features).mean((2, 3)))
+        return logits
 
 
 def diracnet(depth: int = 28, width: int = 10, num_classes: int = 10, *, backend: str = "auto") -> DiracNet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
@@ -29,7 +30,7 @@ def conv_problems(model: nn.Module, image_size: int, batch: int) -> list[NamedPr
     """
     found: list[NamedProblem] = []
 
-    def record(name: str):
+    def record(name: str) -> Callable[[nn.Conv2d, tuple[torch.Tensor], torch.Tensor], None]:
         def hook(module: nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
             (n, c, h, w), (r, s) = inputs[0].shape, module.kernel_size
             (stride, dilation) = (cast(Pair, pair) for pair in (module.stride, module.dilation))

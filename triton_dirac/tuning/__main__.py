@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -125,7 +125,7 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _listed(known: Sequence[str]):
+def _listed(known: Sequence[str]) -> Callable[[str], list[str]]:
     """A type for comma-separated names, each of which must be known."""
 
     def names(text: str) -> list[str]:
@@ -139,7 +139,7 @@ def _listed(known: Sequence[str]):
     return names
 
 
-def _named(known: Sequence[str] | dict) -> str:
+def _named(known: Sequence[str] | Mapping[str, object]) -> str:
     return "comma-separated: " + ", ".join(known)
 
 
