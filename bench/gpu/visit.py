@@ -102,11 +102,6 @@ class Visit:
             "seconds": f"{max(1.0, seconds - 5):.0f}",
             "cores": os.cpu_count() or 1,
         }
-            "out": self.out,
-            "work": self.work,
-            "seconds": f"{max(1.0, seconds - 5):.0f}",
-            "cores": os.cpu_count() or 1,
-        }
         if stage.suite is None:
             words = stage.rehearsal if self.rehearse else stage.command
             return [sys.executable, *(word.format(**values) for word in words)]
