@@ -41,8 +41,8 @@ def compiling(monkeypatch):
     "arguments, words",
     [
         ([], "there is no GPU to measure on; --compile-only --target cuda:90 compiles for one"),
-        (["--compile-only"], "--compile-only needs --target, one or several of cuda:80, cuda:90"),
-        (["--compile-only", "--target", "cuda:1"], "'cuda:1' is none of cuda:80, cuda:90"),
+        (["--compile-only"], "--compile-only needs --target, one or several of cuda:80, cuda:89, cuda:90"),
+        (["--compile-only", "--target", "cuda:1"], "'cuda:1' is none of cuda:80, cuda:89, cuda:90"),
         (["--nets", "ResNet-50"], "'ResNet-50' is none of DiracNet-28-10"),
         (["--nets", ","], "needs one or several of DiracNet-28-10"),
         (["--dtypes", "float64"], "'float64' is none of bfloat16, float16, float32, tf32"),
