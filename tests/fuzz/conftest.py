@@ -1,4 +1,4 @@
-"""How many examples: a fixed sample among the tests, and 2,000 new ones in ``nox -s fuzz``."""
+"""How many examples: a fixed sample among the tests, and 2,000 new ones (33 tests of 61) in ``nox -s fuzz``."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ COMMON = {
 # Making a failing example smaller takes minutes: ``nox -s fuzz`` does it.
 AS_DRAWN = (Phase.explicit, Phase.generate)
 settings.register_profile("sample", derandomize=True, max_examples=8, phases=AS_DRAWN, **COMMON)
-settings.register_profile("fuzz", max_examples=125, print_blob=True, **COMMON)
+settings.register_profile("fuzz", max_examples=61, print_blob=True, **COMMON)
 settings.load_profile("sample")
