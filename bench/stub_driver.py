@@ -81,7 +81,7 @@ def install(capability: int = 90) -> Stub:
             return GPUTarget("cuda", capability, 32)
 
     triton.runtime.driver.set_active(Driver())
-    functional.INTERPRETED = True  # lets tensors of the CPU through
+    functional.INTERPRETED = True  # type: ignore[attr-defined] # lets tensors of the CPU through
     targets.INTERPRETER = targets.TARGETS[f"cuda:{capability}"]
     targets.target_of.cache_clear()
     return Stub(library)

@@ -131,7 +131,13 @@ def _batches(layers: Sequence[_DiracConv], parameters: Sequence[Parameters]) -> 
 
 
 def _batch(
-    layers: list[int], parameters: Sequence[Parameters], groups: list[int], _, on_triton, split, dtype
+    layers: list[int],
+    parameters: Sequence[Parameters],
+    groups: list[int],
+    _: object,
+    on_triton: bool,
+    split: bool,
+    dtype: torch.dtype,
 ) -> _Batch:
     net = Net(1e-12, not split, dtype, True, tuple(groups), alpha_apart=split) if on_triton else None
     return _Batch(layers, on_triton, split, dtype, net, *trained_and_frozen(parameters), groups)

@@ -67,7 +67,7 @@ def _filters(shapes: tuple | list, dtype: str, one_launch: bool) -> Run:
             layers = [[_leaf(s, device), _leaf(s[:1], device), _leaf(s[:1], device)] for s in shapes]
             leaves = [tensor for layer in layers for tensor in layer]
             if one_launch:
-                outputs = td.dirac_weights([tuple(layer) for layer in layers], **options)  # type: ignore[arg-type]
+                outputs = td.dirac_weights([tuple(layer) for layer in layers], **options)  # type: ignore[misc, arg-type]
             else:
                 outputs = [td.dirac_weight(*layer, **options) for layer in layers]  # type: ignore[arg-type]
             grads = [torch.randn_like(output) for output in outputs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ class KernelCheck:
                 "wgrad": lambda: direct_wgrad(o.dy, o.x, problem, dtype=torch.float32),
             }
             return direct[self.direction]()
-        options = {"precision": PRECISIONS[self.dtype], "config": self.config}
+        options: dict[str, Any] = {"precision": PRECISIONS[self.dtype], "config": self.config}
         passes: dict[str, Callable[[], Tensor]] = {
             "fprop": lambda: fprop(o.x, o.w, o.bias, o.alpha, problem, relu=True, **options),
             "dgrad": lambda: dgrad(o.dy, o.w, o.alpha, problem, **options),
