@@ -4,6 +4,7 @@ The interpreter's variable must be set before kernels are imported.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from tests import memory, placement
 from tests.placement import DEVICE
 
 BENCH = Path(__file__).parents[1] / "bench"
+if DEVICE.type != "cpu":
+    placement.place()
 CPU_ONLY = ("bench", "reports")  # folders whose tests read files, script devices and never need a GPU
 
 
@@ -47,18 +50,20 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def _where_kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _where_kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """On a GPU machine tensors lie on the GPU, float32 is multiplied in full, and nothing is tuned: a test that is
     about one of these says so itself. Tests marked ``cpu`` see the machine as it is."""
     torch.manual_seed(0)
     if request.node.get_closest_marker("cpu"):
+        with placement.as_it_is():
+            yield
         return
     if DEVICE.type == "cpu":
         placement.watch(monkeypatch)
-        return
-    monkeypatch.setenv("TRITON_DIRAC_AUTOTUNE", "0")
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
-    placement.place(monkeypatch)
+    else:
+        monkeypatch.setenv("TRITON_DIRAC_AUTOTUNE", "0")
+        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    yield
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ remembered: what most needs testing on a GPU would not run there.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -23,15 +24,30 @@ FACTORIES = (
 )
 
 
-def place(monkeypatch: pytest.MonkeyPatch, device: torch.device = DEVICE) -> None:
-    """What tests and modules make without naming a device lies on ``device``; what the package makes is its own."""
+_is_on = True
+
+
+def place(device: torch.device = DEVICE) -> None:
+    """From now on what tests and modules make without naming a device lies on ``device``, also when they are imported;
+    what the package makes is its own."""
     for name in FACTORIES:
-        monkeypatch.setattr(torch, name, _placed(getattr(torch, name), device))
+        setattr(torch, name, _placed(getattr(torch, name), device))
+
+
+@contextmanager
+def as_it_is() -> Iterator[None]:
+    """Within it the machine is as torch has it."""
+    global _is_on
+    _is_on = False
+    try:
+        yield
+    finally:
+        _is_on = True
 
 
 def _placed(make: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
     def placed(*args: Any, **kwargs: Any) -> Tensor:
-        if kwargs.get("device") is None and not _called_by("triton_dirac"):
+        if _is_on and kwargs.get("device") is None and not _called_by("triton_dirac"):
             generator = kwargs.get("generator")
             kwargs["device"] = device if generator is None else generator.device
         return make(*args, **kwargs)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import triton_dirac as td
+from tests.placement import DEVICE
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import reference
 from triton_dirac.identity_term import diagonal
@@ -16,7 +17,7 @@ from triton_dirac.identity_term import diagonal
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def dirac_arguments(filters=6, channels=4, window=(3, 3), dtype=torch.float32, device="cpu", groups=1):
+def dirac_arguments(filters=6, channels=4, window=(3, 3), dtype=torch.float32, device=DEVICE, groups=1):
     weight = torch.randn(filters, channels // groups, *window, dtype=dtype, device=device)
     alpha = torch.rand(filters, dtype=dtype, device=device) + 0.5
     beta = torch.rand(filters, dtype=dtype, device=device) * 0.2 + 0.05
@@ -217,7 +218,7 @@ def test_frozen_weight_costs_no_wgrad_and_alpha_still_learns(backend):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_casts_the_input_and_keeps_the_parameters(dtype, backend):
     weight, alpha, beta = (t.requires_grad_() for t in dirac_arguments())
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(DEVICE.type, dtype=dtype):
         output = td.dirac_conv2d(IMAGE, weight, alpha, beta, padding=1, backend=backend)
         plain = td.conv2d(IMAGE, WEIGHT, padding=1, backend=backend)
     assert output.dtype == plain.dtype == dtype
