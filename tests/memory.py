@@ -74,7 +74,7 @@ def _extents(arguments: list[Any], by_address: bool) -> np.ndarray:
     """Where the launch's tensors lie. A launch over layers has tensors in its table only: any that lives will do."""
     tensors = list(_tensors(arguments))
     if by_address:
-        tensors += [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and thing.is_cpu]
+        tensors += [thing for thing in gc.get_objects() if type(thing) in (Tensor, torch.nn.Parameter) and thing.is_cpu]
     extents = []
     for tensor in tensors:
         if tensor.layout == torch.strided and tensor.numel():

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _device
 
 from triton_dirac.runtime.launch import Launch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CPU = torch.device("cpu")  # for numbers that are the same on all machines, and are moved to DEVICE then
 FACTORIES = (
     *("arange", "empty", "empty_strided", "eye", "full", "linspace", "ones"),
     *("rand", "randint", "randn", "randperm", "tensor", "zeros"),
@@ -30,6 +32,7 @@ _is_on = True
 def place(device: torch.device = DEVICE) -> None:
     """From now on what tests and modules make without naming a device lies on ``device``, also when they are imported;
     what the package makes is its own."""
+    _device._device_constructors()  # what ``with torch.device(...)`` concerns: noted once, and as torch's own functions
     for name in FACTORIES:
         setattr(torch, name, _placed(getattr(torch, name), device))
 
@@ -55,30 +58,42 @@ def _placed(make: Callable[..., Tensor], device: torch.device) -> Callable[..., 
     return placed
 
 
+_by_name: list[Tensor] = []  # held, so that their memory is nobody else's
+
+
+def _kept(make: Callable[..., Tensor], is_by_name: Callable[..., bool]) -> Callable[..., Tensor]:
+    def making(*args: Any, **kwargs: Any) -> Tensor:
+        tensor = make(*args, **kwargs)
+        if is_by_name(*args, **kwargs) and _called_by("tests"):
+            _by_name.append(tensor)
+        return tensor
+
+    return making
+
+
+def _on_the_cpu(*_: Any, device: Any = None, **__: Any) -> bool:
+    return isinstance(device, str) and device == "cpu"
+
+
+_KEPT = {name: _kept(getattr(torch, name), _on_the_cpu) for name in FACTORIES}
+for _name, _factory in _KEPT.items():  # torch scripts some of its own functions that call these
+    torch.jit._builtins._register_builtin(_factory, f"aten::{_name}")
+
+
 def watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU: a launch fails if a test put one of its tensors on the CPU by name, which no GPU could read.
 
     It is what a machine with a GPU would say, as far as one without can tell.
     """
-    by_name: list[Tensor] = []  # held, so that their memory is nobody else's
-
-    def kept(make: Callable[..., Tensor], is_by_name: Callable[..., bool]) -> Callable[..., Tensor]:
-        def making(*args: Any, **kwargs: Any) -> Tensor:
-            tensor = make(*args, **kwargs)
-            if is_by_name(*args, **kwargs) and _called_by("tests"):
-                by_name.append(tensor)
-            return tensor
-
-        return making
-
-    for name in FACTORIES:
-        factory = kept(getattr(torch, name), lambda *_, device=None, **__: isinstance(device, str) and device == "cpu")
+    _device._device_constructors()
+    _by_name.clear()
+    for name, factory in _KEPT.items():
         monkeypatch.setattr(torch, name, factory)
-    monkeypatch.setattr(Tensor, "cpu", kept(Tensor.cpu, lambda *_: True))
+    monkeypatch.setattr(Tensor, "cpu", _kept(Tensor.cpu, lambda *_: True))
     run = Launch.run
 
     def watched(launch: Launch) -> Any:
-        named = {tensor.untyped_storage().data_ptr() for tensor in by_name}
+        named = {tensor.untyped_storage().data_ptr() for tensor in _by_name}
         for argument, value in launch.args.items():
             if isinstance(value, Tensor) and value.untyped_storage().data_ptr() in named and value.numel():
                 raise AssertionError(f"a kernel gets {argument}, which the test put on the CPU by name")

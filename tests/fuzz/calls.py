@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.fuzz.expected import Convolve, Expected, Tensors, compare, of_convolution
 from tests.fuzz.tensors import LAYOUTS, ORDINARY, Spec, specs
+from tests.placement import CPU
 
 CHANGED = "modified by an inplace operation"
 
@@ -23,7 +24,7 @@ class Backward(NamedTuple):
     changed: str | None
 
     def grad(self, like: Tensor) -> Tensor:
-        values = torch.randn(like.shape, generator=torch.Generator("cpu").manual_seed(self.seed), device="cpu")
+        values = torch.randn(like.shape, generator=torch.Generator().manual_seed(self.seed), device=CPU)
         return LAYOUTS[self.layout](values.to(like.device, like.dtype))
 
     def change(self, output: Tensor, leaves: Tensors) -> bool:

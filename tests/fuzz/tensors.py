@@ -10,6 +10,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.placement import CPU
+
 
 def _off_alignment(values: Tensor) -> Tensor:
     memory = values.new_zeros(values.numel() + 1)
@@ -50,7 +52,7 @@ EXTREME = ("subnormal", "huge", "infinite", "nan")
 
 
 def _fill(content: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    values = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu").to(dtype)
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), device=CPU).to(dtype)
     limits = torch.finfo(dtype)
     if content == "zeros":
         return values.zero_()
