@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import gc
 import linecache
 import os
 import sys
@@ -44,19 +45,26 @@ CHANGING = frozenset({"append", "extend", "insert", "add", "update", "pop", "pop
 
 
 class Watch:
-    """Within it, notes the functions that run, but torch's, and the names in them that hold stand-ins."""
+    """Within it, notes the functions that run, but torch's, and the names in them that hold stand-ins.
+
+    Nothing is collected meanwhile: callbacks of the garbage collector run anywhere, and are no part of a forward.
+    """
 
     def __init__(self) -> None:
         self.ran: Ran = {}
         self._before: Any = None
+        self._collects = False
 
     def __enter__(self) -> Watch:
-        self._before = sys.getprofile()
+        self._before, self._collects = sys.getprofile(), gc.isenabled()
+        gc.disable()
         sys.setprofile(self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(self._before)
+        if self._collects:
+            gc.enable()
 
     def _note(self, frame: FrameType, event: str, _: Any) -> None:
         if event == "call" and _is_users(frame):

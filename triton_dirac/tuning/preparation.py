@@ -49,7 +49,9 @@ def _single(tensors: Any, groups: int, dtype: torch.dtype, form: str) -> list[La
 
 
 def _multi(layers: Any, groups: list[int], dtype: torch.dtype, form: str) -> list[Launch]:
-    options: Any = {"identity": form != "split", "groups": groups}
-    forward, outs, norms = multi.plan_weight_prep_multi(layers, dtype=dtype, channels_last=True, **options)
-    backward, *_ = multi.plan_weight_prep_multi_backward(outs, layers, norms, **options)
+    """Those of ``prepared``, whose backward has the identity's gradient in the split form too."""
+    forward, outs, norms = multi.plan_weight_prep_multi(
+        layers, dtype=dtype, channels_last=True, identity=form != "split", groups=groups
+    )
+    backward, *_ = multi.plan_weight_prep_multi_backward(outs, layers, norms, identity=True, groups=groups)
     return forward + backward
