@@ -67,7 +67,7 @@ def _where_kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 
 @pytest.fixture(autouse=True)
-def _memory_tells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _memory_tells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _where_kernels_run: None) -> None:
     """Memory is poisoned, and in the interpreter every address that a kernel takes is checked; see ``tests.memory``."""
     if request.node.get_closest_marker("cpu"):
         return

@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 
+import triton_dirac as td
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac.reference import dirac_weight
 from triton_dirac.runtime.launch import Launch
@@ -315,3 +316,15 @@ def test_plans_take_meta_tensors():
     assert len(launches) == 1
     assert len(dweights) == 30
     assert len(drows) == 60
+
+
+def test_outputs_may_be_changed_in_place(device):
+    """Each as a single layer's may: nobody else's numbers change, and gradients are those of what was changed."""
+    layers = [tuple(torch.randn(s, device=device).requires_grad_() for s in ((4, 3, 3, 3), (4,), (4,))) for _ in "ab"]
+    first, second = td.dirac_weights(layers, backend="triton")
+    before = second.detach().clone()
+    first.mul_(2)
+    assert torch.equal(second, before)
+    (together,) = torch.autograd.grad(first.sum() + second.sum(), layers[0][2], retain_graph=True)
+    (alone,) = torch.autograd.grad(2 * td.dirac_weight(*layers[0], backend="triton").sum(), layers[0][2])
+    assert torch.allclose(together, alone)

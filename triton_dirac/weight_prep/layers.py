@@ -97,14 +97,17 @@ class Flat:
         return torch.empty(self.bytes, dtype=torch.uint8, device=device)
 
     def views(self, flat: Tensor, steps: Plan) -> list[Tensor]:
-        """The tensors, in the order in which they were placed."""
-        dtypes = {place.dtype for place in self._places}
-        typed = {dtype: steps.do(partial(Tensor.view, dtype=dtype), flat) for dtype in dtypes}
+        """The tensors, in the order in which they were placed.
 
-        def view(place: _Place) -> Tensor:
-            return steps.do(lambda all: all.as_strided(place.shape, place.strides, place.offset), typed[place.dtype])
+        They share the allocation and are no views to autograd, which lets nobody write to a view of a function's that
+        has siblings: outputs may be changed in place, each by itself.
+        """
 
-        return [view(place) for place in self._places]
+        def of(place: _Place, flat: Tensor) -> Tensor:
+            empty = torch.empty(0, dtype=place.dtype, device=flat.device)
+            return empty.set_(flat.untyped_storage(), place.offset, place.shape, place.strides)
+
+        return [steps.do(partial(of, place), flat) for place in self._places]
 
 
 class LayersPlan:

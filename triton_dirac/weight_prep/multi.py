@@ -8,7 +8,7 @@ different lengths are balanced. It finds its work in two small tables:
 
 ``kind`` is what has to be known when compiling (dtypes, layouts, tile shape); every kind is one branch of
 the kernel. Addresses are read inside the branch: a hint on alignment then holds for that branch only.
-Outputs are views of one flat allocation, so only parameter (and gradient) addresses are in the table.
+Outputs share one flat allocation, so only parameter (and gradient) addresses are in the table.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def weight_prep_multi(
 
     Shapes, window dimensions and dtypes may be mixed; ``groups`` is one number or one for each layer, and
     ``channels_last`` None keeps each weight's layout. outs
-    are views of one allocation. norms: bytes, for ``weight_prep_multi_backward`` only.
+    share one allocation. norms: bytes, for ``weight_prep_multi_backward`` only.
     """
     steps = steps or Plan()
     layers = [_dense_layer(layer, steps) for layer in layers]  # copies, whose addresses alone the launch has
@@ -254,7 +254,7 @@ def weight_prep_multi_backward(
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """[(dweight, dalpha, dbeta)] of ``weight_prep_backward`` for all layers in one launch.
 
-    All are views of two allocations, but for gradients of shape (1,), which cost a sum each.
+    All share two allocations, but for gradients of shape (1,), which cost a sum each.
     """
     steps = steps or Plan()
     layers = [_dense_layer(layer, steps) for layer in layers]
