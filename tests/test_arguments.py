@@ -192,3 +192,20 @@ def test_functions_honour_torch_function():
     assert td.conv2d(stand, WEIGHT)[0] is td.conv2d
     assert td.dirac_conv2d(IMAGE, stand, ALPHA, BETA)[0] is td.dirac_conv2d
     assert td.dirac_weight(WEIGHT, stand, BETA)[0] is td.dirac_weight
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_integer_images_are_refused_and_not_rounded(dims, autocast):
+    layer = (td.DiracConv1d, td.DiracConv2d, td.DiracConv3d)[dims - 1](3, 4, 3)
+    image = torch.full((1, 3, *[6] * dims), 257)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        with pytest.raises(TypeError, match=r"input must be floating-point, got torch\.int64"):
+            layer(image)
+        with pytest.raises(TypeError, match=r"input must be floating-point"), td.prepared(layer):
+            layer(image)
+
+
+def test_integer_images_of_a_convolution_are_named():
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match=r"input.*int64"):
+        td.conv2d(torch.full((1, 8, 6, 6), 257), torch.ones(4, 8, 3, 3))

@@ -263,14 +263,19 @@ def _sides(padding, stride, dilation, window) -> tuple[int, int, int, int]:
     return (top, bottom, left, right)
 
 
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Integers are refused and never rounded, under autocast too: 257 is 256 in bfloat16."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating-point, got {tensor.dtype}")
+
+
 def check_dirac_arguments(weight, alpha, beta, eps, groups, ranks) -> None:
     if weight.dim() not in ranks:
         window = "R, S" if ranks == (4,) else "*window"
         raise ValueError(f"weight must have shape (K, C / groups, {window}), got {tuple(weight.shape)}")
     if 0 in weight.shape[2:]:  # no centre for the identity
         raise ValueError(f"weight must have a window of one tap or more, got shape {tuple(weight.shape)}")
-    if not weight.is_floating_point():
-        raise TypeError(f"weight must be floating-point, got {weight.dtype}")
+    check_floating("weight", weight)
     filters = weight.shape[0]
     groups = as_index(groups)
     if groups is None or groups < 1 or filters % groups:

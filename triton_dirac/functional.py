@@ -305,6 +305,7 @@ def dirac_conv2d(
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
     check_dirac_arguments(weight, alpha, beta, eps, groups, (4,))
+    checks.check_floating("input", input)
     if weight.dtype not in (input.dtype, torch.float32):
         raise TypeError(f"weight must have input's dtype {input.dtype} or float32, got {weight.dtype}")
     call = check_call(input, weight, bias, None, stride, padding, dilation, groups, activation, precision)
