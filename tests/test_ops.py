@@ -58,8 +58,14 @@ def test_opcheck_conv_gradients(geometry, requires_grad):
     grad = torch.randn(OPS.conv2d(image, weight, None, None, *geometry, False, "ieee", False).shape)
     grad.requires_grad_(requires_grad)
     alpha = torch.randn(6, requires_grad=requires_grad)
-    opcheck(OPS.conv_dgrad.default, (grad, weight, alpha, list(image.shape), *geometry, "ieee", False))
-    opcheck(OPS.conv_wgrad.default, (grad, image, list(weight.shape), torch.float32, *geometry, "ieee", False))
+    # The double backward of torch 2.11's own convolution refuses symbolic sizes: no dynamic shapes there.
+    old = requires_grad and torch.__version__.startswith("2.11.")
+    static = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    utils = static if old else (*static[:3], "test_aot_dispatch_dynamic")
+    dgrad = (grad, weight, alpha, list(image.shape), *geometry, "ieee", False)
+    wgrad = (grad, image, list(weight.shape), torch.float32, *geometry, "ieee", False)
+    opcheck(OPS.conv_dgrad.default, dgrad, test_utils=utils)
+    opcheck(OPS.conv_wgrad.default, wgrad, test_utils=utils)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
