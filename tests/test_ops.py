@@ -226,6 +226,30 @@ def test_a_view_with_the_negative_bit_is_read_with_its_sign():
     )
 
 
+@pytest.mark.parametrize("place", range(4), ids=["image", "weight", "alpha", "beta"])
+@pytest.mark.parametrize("call", ["dirac_weight", "dirac_weights", "conv2d", "dirac_conv2d"])
+def test_gradients_of_calls_on_views_with_the_negative_bit(call, place):
+    def run(tensors, backend):
+        image, weight, alpha, beta = tensors
+        if call == "dirac_weights":
+            return td.dirac_weights([tensors[1:]], backend=backend)[0]
+        if call == "dirac_weight":
+            return td.dirac_weight(*tensors[1:], backend=backend)
+        if call == "conv2d":
+            return td.conv2d(image, weight, beta, padding=1, alpha=alpha, backend=backend)
+        return td.dirac_conv2d(*tensors, padding=1, backend=backend)
+
+    def results(backend, dtype):
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in dirac_tensors()]
+        given = [torch._neg_view(leaf) if i == place else leaf for i, leaf in enumerate(leaves)]
+        output = run(given, backend)
+        grads = torch.autograd.grad(output, leaves, torch.ones_like(output), allow_unused=True)
+        return [output.detach(), *(grad for grad in grads if grad is not None)]
+
+    for mine, exact in zip(results("triton", torch.float32), results("torch", torch.float64), strict=True):
+        assert_as_good_as_torch("result", mine, exact)
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_symbolic_tracing_outside_the_compiler(backend):
     from torch.fx.experimental.proxy_tensor import make_fx

@@ -134,7 +134,7 @@ def compare(name: str, actual: Tensor, expected: Expected, narrowest: torch.dtyp
         assert not wrong.any(), f"{name}: {int(wrong.sum())} finite values that are {exact[wrong][:3].tolist()}"
     else:
         finite &= actual.isfinite()
-    usual = magnitude[magnitude.isfinite()]
+    usual = torch.cat([magnitude[magnitude.isfinite()], exact[finite].abs()])  # terms may be infinite, times zero
     largest = usual.max().item() if usual.numel() else 0.0
     # Flushing subnormal numbers is allowed.
     atol = max(ABSOLUTE[narrowest], ABSOLUTE[actual.dtype]) * largest + 4 * torch.finfo(actual.dtype).tiny
