@@ -209,3 +209,19 @@ def test_integer_images_are_refused_and_not_rounded(dims, autocast):
 def test_integer_images_of_a_convolution_are_named():
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match=r"input.*int64"):
         td.conv2d(torch.full((1, 8, 6, 6), 257), torch.ones(4, 8, 3, 3))
+
+
+@pytest.mark.parametrize("name", ["weight", "alpha", "beta"])
+def test_sparse_tensors_are_refused(name):
+    """torch adds a sparse vector to a slice out of bounds: sparse alpha wrote beyond the filters' memory."""
+    given = {"weight": torch.ones(2, 1, 2, 1), "alpha": torch.ones(2), "beta": torch.ones(2)}
+    given[name] = given[name].to_sparse()
+    with pytest.raises((TypeError, ValueError), match=name):
+        td.dirac_weight(**given)
+    with pytest.raises((TypeError, ValueError), match=name):
+        td.dirac_weights([tuple(given.values())])
+    with pytest.raises((TypeError, ValueError), match=name):
+        td.dirac_conv2d(torch.ones(1, 1, 4, 4), **given)
+    if name == "alpha":
+        with pytest.raises(TypeError, match=r"alpha must be a dense tensor, got one of layout torch\.sparse_coo"):
+            td.conv2d(torch.ones(1, 1, 4, 4), given["weight"], alpha=given["alpha"])

@@ -185,7 +185,7 @@ def _no_pair(name: str, value: Any, least: int) -> str:
 
 def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision) -> Call:
     """The convolution that the arguments of ``conv2d`` describe, its geometry exact; a lone image is a batch of one."""
-    check_same_device(input=input, weight=weight, bias=bias, alpha=alpha)
+    check_memory(input=input, weight=weight, bias=bias, alpha=alpha)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or 'relu', got {activation!r}")
     if precision is not None and precision not in PRECISIONS:
@@ -282,7 +282,7 @@ def check_dirac_arguments(weight, alpha, beta, eps, groups, ranks) -> None:
         raise ValueError(f"groups must be a positive integer that divides weight's {filters} filters, got {groups!r}")
     check_per_filter("alpha", alpha, filters, "weight", weight.dtype)
     check_per_filter("beta", beta, filters, "weight", weight.dtype)
-    check_same_device(weight=weight, alpha=alpha, beta=beta)
+    check_memory(weight=weight, alpha=alpha, beta=beta)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps!r}")
 
@@ -327,7 +327,7 @@ def check_layers_arguments(
         try:
             weight, alpha, beta = layer
             check_dirac_arguments(weight, alpha, beta, eps, group, (3, 4, 5))
-            check_same_device(**{"layers[0]'s weight": layers[0][0], "weight": layer[0]})
+            check_memory(**{"layers[0]'s weight": layers[0][0], "weight": layer[0]})
         except (TypeError, ValueError) as error:
             raise type(error)(f"layers[{index}]: {error}") from None
 
@@ -339,7 +339,11 @@ def check_per_filter(name: str, tensor: Tensor, filters: int, owner: str, dtype:
         raise TypeError(f"{name} must have {owner}'s dtype {dtype} or float32, got {tensor.dtype}")
 
 
-def check_same_device(**tensors: Tensor | None) -> None:
+def check_memory(**tensors: Tensor | None) -> None:
+    """All are dense (torch adds sparse ones to slices out of bounds) and on one device."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got one of layout {tensor.layout}")
     (first, reference), *rest = tensors.items()
     for name, tensor in rest:
         if tensor is not None and tensor.device != reference.device:  # type: ignore[union-attr]

@@ -80,12 +80,10 @@ def check_convolution(
 
     expected = of_convolution(before, upstream, convolve, eps=eps, groups=groups, relu=relu)
     narrow = values.dtype
-    finite = all(
-        spec.content not in ("infinite", "nan")
-        for name, spec in tensors.items()
-        if isinstance(spec, Spec) and name not in ("image", "bias")
-    )
-    compare("output", values, expected["output"], narrow, strict=finite)
+    hostile = {name for name, spec in tensors.items() if isinstance(spec, Spec) and spec.content in ("infinite", "nan")}
+    finite = hostile <= {"image", "bias"}
+    # relu makes 0 of -inf: a sum that is -inf in one form and inf - inf in another has a finite output or has none.
+    compare("output", values, expected["output"], narrow, strict=finite and not (hostile and relu))
     if not trained:
         return
     gradients = take_gradients(output, list(trained.values()), grad, backward, leaves)
