@@ -212,7 +212,8 @@ def conv2d(
         stride, padding, dilation, groups: as torch's; padding also "same" or "valid".
         alpha: (K,) or (1,), in the input's dtype or float32: the split form's identity term. It adds to filter d
             of each group alpha * its input channel d under the window's centre, in float32; None adds nothing.
-        activation: None or "relu", fused into the same pass.
+        activation: None, "relu" or "silu", fused into the same pass. What silu's gradient takes is convolved once more
+            in the backward: no image is kept for it.
         precision: of float32 products: "ieee", "tf32" or "tf32x3"; by default what
             ``torch.backends.cudnn.conv.fp32_precision`` says.
         backend: "triton", "torch", or "auto": the faster on a GPU, torch elsewhere and for float64.
@@ -247,8 +248,8 @@ def conv2d(
     if alpha is not None:
         check_per_filter("alpha", alpha, weight.shape[0], "input", input.dtype)
     if not use_triton(backend, input.dtype, input.device):
-        return conv_torch.conv2d(input, weight, bias, alpha, call.problem, relu=call.relu)
-    settings = conv_op.ConvSettings(*call.geometry, call.relu, call.precision, backend == "auto")
+        return conv_torch.conv2d(input, weight, bias, alpha, call.problem, activation)
+    settings = conv_op.ConvSettings(*call.geometry, activation, call.precision, backend == "auto")
     return conv_op.conv2d(tensors, settings, options)
 
 
@@ -319,8 +320,8 @@ def dirac_conv2d(
             groups=groups,
             backend="torch",
         )
-        return conv_torch.conv2d(input, prepared, bias, alpha if split else None, call.problem, relu=call.relu)
-    settings = dirac_op.DiracSettings(eps, split, *call.geometry, call.relu, call.precision, backend == "auto")
+        return conv_torch.conv2d(input, prepared, bias, alpha if split else None, call.problem, activation)
+    settings = dirac_op.DiracSettings(eps, split, *call.geometry, activation, call.precision, backend == "auto")
     return dirac_op.dirac_conv2d(tensors, settings, options)
 
 
