@@ -3,12 +3,14 @@
 Every error names the argument and its value and says what is accepted: TypeError for types and dtypes, ValueError for
 shapes and values.
 
-``stand_ins`` and ``exact_geometry`` come before anything is looked up under arguments as they are: 2, 2.0 and True are
-equal keys, and only the first is a stride. What an earlier call asked for must not decide what this one may.
+``stand_ins``, ``spelled`` and ``exact_geometry`` come before anything is looked up under arguments as they are: 2, 2.0
+and True are equal keys, and only the first is a stride. What an earlier call asked for must not decide what this one
+may.
 """
 
 from __future__ import annotations
 
+import marshal
 import operator
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -70,6 +72,17 @@ def _stand_ins(names: tuple[str, ...], required: tuple, optional: tuple) -> tupl
             raise TypeError(f"{name} must be {accepted}, got {_described(tensor)}")
         others.append(tensor)
     return tuple(others)
+
+
+def spelled(options: tuple) -> bytes | None:
+    """The arguments that are no tensors as bytes, which tell 2 from 2.0 and True, though these are equal keys. None for
+    arguments that are not plain values, and for torch.compile: their calls are not remembered."""
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        return marshal.dumps(options, 2)  # later versions' bytes depend on how often an object is referred to
+    except ValueError:
+        return None
 
 
 def _described(value: Any) -> str:
