@@ -18,6 +18,7 @@ from triton_dirac.conv import dgrad_configs as dgrad
 from triton_dirac.conv import fprop_configs as fprop
 from triton_dirac.conv import wgrad_configs as wgrad
 from triton_dirac.conv.config import Config
+from triton_dirac.conv.epilogue import ACTIVATIONS
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import TARGETS
 
@@ -45,8 +46,10 @@ Offered = Callable[..., list[Config]]
 # Kernel -> its planner, what its table offers, on which problems, and the planner's arguments: all that an epilogue may
 # hold, with each activation.
 KERNELS: dict[str, tuple[str, Offered, dict[str, ConvProblem], dict[str, Any]]] = {
-    "conv_fprop": ("fprop", fprop.offered, PROBLEMS, {"activation": "relu"}),
-    "conv_fprop silu": ("fprop", fprop.offered, PROBLEMS, {"activation": "silu"}),
+    **{
+        f"conv_fprop {activation}": ("fprop", fprop.offered, PROBLEMS, {"activation": activation})
+        for activation in ACTIVATIONS
+    },
     "conv_dgrad": ("dgrad", dgrad.offered, PROBLEMS, {}),
     "conv_wgrad": ("wgrad", wgrad.offered, PROBLEMS | SMALL, {}),
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -126,20 +127,21 @@ def _layer(
     def run(device: torch.device) -> list[Error]:
         n, c, k, side = sizes or ((128, 64, 64, 8) if device.type == "cuda" else (2, 3, 4, 4))
         layer = td.DiracConv2d(c, k, 3, padding=1, form=form, backend="triton").to(device)
-        parameters = layer.weight, layer.alpha, layer.beta, layer.bias
-        fused = partial(_fused, parameters=parameters, form=form, activation=activation)
+        call = partial(_fused, layer, activation=activation) if activation else layer
         found = []
         for _ in range(3):
             image = arrange(torch.randn(n, c, side, side, device=device).to(STORAGE[dtype]))
-            call = fused if activation else layer
             found += _training_errors(call, [layer], image, dtype, activation=activation)
         return found
 
     return run
 
 
-def _fused(image: Tensor, *, parameters: tuple[Tensor, ...], form: str, activation: str | None) -> Tensor:
-    return td.dirac_conv2d(image, *parameters, padding=1, form=form, activation=activation, backend="triton")
+def _fused(layer: td.DiracConv2d, image: Tensor, activation: str) -> Tensor:
+    """The layer's convolution of a padding of 1, with an activation, which the layer has not."""
+    parameters = layer.alpha, layer.beta, layer.bias
+    how: dict[str, Any] = {"form": layer.form, "activation": activation, "backend": layer.backend}
+    return td.dirac_conv2d(image, layer.weight, *parameters, padding=1, **how)
 
 
 def _net(dtype: str) -> Run:
