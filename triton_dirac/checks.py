@@ -3,14 +3,16 @@
 Every error names the argument and its value and says what is accepted: TypeError for types and dtypes, ValueError for
 shapes and values.
 
-``stand_ins`` and ``exact_geometry`` come before anything is looked up under arguments as they are: 2, 2.0 and True are
-equal keys, and only the first is a stride. What an earlier call asked for must not decide what this one may.
+``stand_ins``, ``spelled`` and ``exact_geometry`` come before anything is looked up under arguments as they are: 2, 2.0
+and True are equal keys, and only the first is a stride. What an earlier call asked for must not decide what this one
+may.
 """
 
 from __future__ import annotations
 
+import marshal
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import Any, NamedTuple
@@ -18,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from triton_dirac.conv.epilogue import ACTIVATIONS
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.tracing import is_plain
 
-ACTIVATIONS = (None, "relu")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 TENSOR_TYPES = (Tensor, torch.nn.Parameter)
 LAYER = ("weight", "alpha", "beta")
@@ -35,7 +37,6 @@ class Call(NamedTuple):
     """A checked convolution: the problem, and how it is to be computed."""
 
     problem: ConvProblem
-    relu: bool
     precision: str
 
     @property
@@ -71,6 +72,17 @@ def _stand_ins(names: tuple[str, ...], required: tuple, optional: tuple) -> tupl
             raise TypeError(f"{name} must be {accepted}, got {_described(tensor)}")
         others.append(tensor)
     return tuple(others)
+
+
+def spelled(options: tuple) -> bytes | None:
+    """The arguments that are no tensors as bytes, which tell 2 from 2.0 and True, though these are equal keys. None for
+    arguments that are not plain values, and for torch.compile: their calls are not remembered."""
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        return marshal.dumps(options, 2)  # later versions' bytes depend on how often an object is referred to
+    except ValueError:
+        return None
 
 
 def _described(value: Any) -> str:
@@ -186,11 +198,8 @@ def _no_pair(name: str, value: Any, least: int) -> str:
 def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision) -> Call:
     """The convolution that the arguments of ``conv2d`` describe, its geometry exact; a lone image is a batch of one."""
     check_memory(input=input, weight=weight, bias=bias, alpha=alpha)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or 'relu', got {activation!r}")
-    if precision is not None and precision not in PRECISIONS:
-        names = ", ".join(map(repr, PRECISIONS))
-        raise ValueError(f"precision must be None or one of {names}, got {precision!r}")
+    _check_choice("activation", activation, ACTIVATIONS)
+    _check_choice("precision", precision, PRECISIONS)
     if input.dim() != 4:
         raise ValueError(f"input must have shape (N, C, H, W) or (C, H, W), got {tuple(input.shape)}")
     traced = not is_plain(input, weight)  # sizes may be symbols, which have no hash
@@ -205,7 +214,12 @@ def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, ac
     )
     if bias is not None:
         _check_bias(bias, problem.K, input.dtype)
-    return Call(problem, activation == "relu", precision or "default")
+    return Call(problem, precision or "default")
+
+
+def _check_choice(name: str, value: Any, accepted: Iterable[str]) -> None:
+    if value not in (None, *accepted):
+        raise ValueError(f"{name} must be None or one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 
 def _pair(name: str, value: IntOrPair, least: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from bench.gpu.__main__ import main
 from bench.gpu.kernel_checks import KernelCheck, kernel_checks
 from bench.gpu.stages import STAGES, Stage, limits, wrong_contenders
 from bench.gpu.visit import Visit
+from triton_dirac.conv.epilogue import ACTIVATIONS
 
 CPU = torch.device("cpu")
 
@@ -112,6 +113,7 @@ def test_every_offered_config_is_checked_on_a_gpu(monkeypatch):
     families = {check.family for check in found}
     assert {f"{d} {loader}" for d in ("fprop", "dgrad") for loader in ("gather", "batch", "tile")} <= families
     assert {"wgrad batch", "wgrad gather", "fprop direct"} <= families
+    assert {check.activation for check in found if check.direction == "fprop"} == set(ACTIVATIONS)
     assert {check.dtype for check in found} == {"float32", "tf32", "tf32x3", "float16", "bfloat16"}
     assert len({check.name for check in found}) == len(found)
 
@@ -122,7 +124,7 @@ def test_a_wrong_kernel_is_named(monkeypatch):
     monkeypatch.setattr(KernelCheck, "_result", lambda self, operands: right(self, operands) + 1)
     result = checks._result(check, CPU)
     assert not result["passed"]
-    assert "output off by 1.0" in result["error"]
+    assert "output of relu off by 1.0" in result["error"]
 
 
 @pytest.fixture

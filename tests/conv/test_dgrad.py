@@ -20,7 +20,7 @@ from tests.conv.gemm_cases import (
 )
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac.conv import dgrad_configs as tuning
-from triton_dirac.conv.dgrad import dgrad, dgrad_bytes, plan_dgrad, turn
+from triton_dirac.conv.dgrad import dgrad, plan_dgrad, turn
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import TARGETS
 
@@ -123,7 +123,3 @@ def test_infinities_stay_with_their_pixels(device):
     dx = dgrad(case.dy, case.w, None, problem, config=GATHER)
     assert torch.isfinite(dx[0]).all()
     assert not torch.isfinite(dx[1]).any()
-
-
-def test_bytes_counts_each_tensor_once():
-    assert dgrad_bytes(ConvProblem(2, 3, 5, 5, 4, 3, 3), torch.float16) == 2 * (150 + 108 + 72)

@@ -64,7 +64,7 @@ def check_convolution(
     *,
     eps: float,
     groups: int,
-    relu: bool,
+    activation: str | None,
 ) -> None:
     """The output and all gradients of ``function(leaves)``, or a refusal because of ``backward.changed``."""
     before = {name: None if leaf is None else leaf.detach().clone() for name, leaf in leaves.items()}
@@ -76,9 +76,9 @@ def check_convolution(
     grad = backward.grad(output)
 
     def upstream(like: Tensor) -> Tensor:
-        return torch.where(values <= 0, 0, grad) if relu else grad
+        return torch.where(values <= 0, 0, grad) if activation == "relu" else grad
 
-    expected = of_convolution(before, upstream, convolve, eps=eps, groups=groups, relu=relu)
+    expected = of_convolution(before, upstream, convolve, eps=eps, groups=groups, activation=activation)
     narrow = values.dtype
     hostile = {name for name, spec in tensors.items() if isinstance(spec, Spec) and spec.content in ("infinite", "nan")}
     finite = hostile <= {"image", "bias"}

@@ -84,7 +84,13 @@ def of_filters(
 
 
 def of_convolution(
-    tensors: Tensors, grad: Callable[[Tensor], Tensor], convolve: Convolve, *, eps: float, groups: int, relu: bool
+    tensors: Tensors,
+    grad: Callable[[Tensor], Tensor],
+    convolve: Convolve,
+    *,
+    eps: float,
+    groups: int,
+    activation: str | None,
 ) -> dict[str, Expected]:
     """A convolution's output and gradients; a Dirac convolution's where there is beta.
 
@@ -97,9 +103,11 @@ def of_convolution(
         leaves = {name: cast(tensor).detach().requires_grad_() for name, tensor in given.items()}
         filters = prepared(leaves["weight"], leaves.get("alpha"), leaves.get("beta"), eps, True, groups)
         filters = filters.to(leaves["image"].dtype)
-        output = convolve(leaves["image"], filters, leaves.get("bias"))
-        results = {"output": output.relu().detach() if relu else output.detach()}
+        z = convolve(leaves["image"], filters, leaves.get("bias"))
+        output = z if activation is None else getattr(F, activation)(z)
+        results = {"output": output.detach()}
         upstream = grad(results["output"]) if upstream is None else upstream
+        output = z if activation == "relu" else output
         found = _gradients(output, [*leaves.values(), filters], upstream.to(output.dtype))
         return results | dict(zip([*leaves, "filters"], found, strict=True))
 
@@ -117,11 +125,14 @@ def of_convolution(
     )  # fmt: skip
     leaves = [sizes["image"].requires_grad_(), filters.abs().detach().requires_grad_()]
     output = convolve(*leaves, sizes.get("bias"))
-    dimage, dfilters = _gradients(output, leaves, upstream.double().abs())
+    upstream = upstream.double().abs()
+    if activation == "silu":  # |y'| <= 1.1; and |y''| <= 0.5, where z is rounded before the gradient is taken there
+        upstream = upstream * (1.1 + 0.5 * output.detach())
+    dimage, dfilters = _gradients(output, leaves, upstream)
     magnitude = {"output": output.detach(), "image": dimage}
     if "bias" in given:
         channels = leaves[1].dim() - 1  # counted from the last dimension: images may come alone
-        magnitude["bias"] = upstream.double().abs().movedim(-channels, 0).flatten(1).sum(1)
+        magnitude["bias"] = upstream.movedim(-channels, 0).flatten(1).sum(1)
     if "beta" in given:
         found = _prepared_magnitudes(tensors, dfilters, eps, groups)
         magnitude |= dict(zip(("weight", "alpha", "beta"), found, strict=True))

@@ -8,30 +8,18 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from triton_dirac.conv import dgrad_configs as tuning
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.direct import channels_last, direct_dgrad, empty, per_filter, prefers_direct
+from triton_dirac.conv.epilogue import Epilogue
 from triton_dirac.conv.launch import WINDOW, plan
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.autotune import pick
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.targets import Target, target_of
-
-
-def dgrad_flops(problem: ConvProblem) -> int:
-    """2 x multiply-adds: fprop's."""
-    return problem.flops
-
-
-def dgrad_bytes(problem: ConvProblem, dtype: torch.dtype, identity: bool = False) -> int:
-    """Bytes that must move: dy and weight read, dx written, each once; ``identity`` adds alpha."""
-    elements = problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q
-    elements += problem.K * (problem.C // problem.groups) * problem.R * problem.S
-    return elements * dtype.itemsize + (4 * problem.K if identity else 0)
 
 
 def dgrad(
@@ -109,9 +97,8 @@ def plan_dgrad(
     """The launches of :func:`dgrad`, for channels-last tensors of any device, "meta" included; ``w`` may be turned."""
     config = config or tuning.default(problem, dy.dtype, target_of(dy.device), precision)
     return plan(
-        *(dy, w, dx, None, alpha, problem),
+        *(dy, w, dx, problem, Epilogue(alpha=alpha)),
         dgrad=True,
-        relu=False,
         precision=precision,
         config=config,
         turned=turned,

@@ -22,7 +22,7 @@ import triton.language as tl
 
 from triton_dirac.conv.taps import (
     axis_taps,
-    clip_taps,
+    clip,
     divided,
     dot,
     first_of,
@@ -167,7 +167,7 @@ def gather_gemm(
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GROUPS: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     DGRAD: tl.constexpr, BIAS: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, ACROSS: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, ACROSS: tl.constexpr,
     BATCH_ORDER: tl.constexpr, PADDED: tl.constexpr, OFFSET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     LOOKAHEAD: tl.constexpr,
@@ -228,8 +228,8 @@ def gather_gemm(
     h = i * SKIP_H + start_h
     w = j * SKIP_W + start_w
     if BATCH_ORDER:
-        first_a, taps_h = clip_taps(h, h, taps_h, H, STEP_H)
-        first_b, taps_w = clip_taps(w, w, taps_w, W, STEP_W)
+        first_a, taps_h = clip(h, taps_h, H, STEP_H)
+        first_b, taps_w = clip(w, taps_w, W, STEP_W)
         h += first_a * STEP_H
         w += first_b * STEP_W
         tap_r += first_a * TAP_H
@@ -291,4 +291,4 @@ def gather_gemm(
         target += (tile_m * BLOCK_M).to(tl.int64) * (K * GROUPS)
         pixel = tl.arange(0, BLOCK_M)
         row_ok = tile_m * BLOCK_M + pixel < N * P * Q
-    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, RELU)
+    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, ACTIVATION)

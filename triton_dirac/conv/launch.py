@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.configs import tail_of
 from triton_dirac.conv.descriptor import tile_gemm
+from triton_dirac.conv.epilogue import Epilogue
 from triton_dirac.conv.gather import gather_gemm
 from triton_dirac.conv.persistent import persistent_gemm
 from triton_dirac.conv.problem import ConvProblem
@@ -29,12 +30,10 @@ def plan(
     source: Tensor,
     weight: Tensor,
     target: Tensor,
-    bias: Tensor | None,
-    alpha: Tensor | None,
     problem: ConvProblem,
+    epilogue: Epilogue,
     *,
     dgrad: bool,
-    relu: bool,
     precision: str,
     config: Config,
     turned: bool = False,
@@ -62,20 +61,16 @@ def plan(
     pixels = -(-P // every_h) * -(-Q // every_w)  # of the largest phase
     if N * pixels >= INT32 - config.block_m:
         halves = (slice(0, N // 2), slice(N // 2, N))
-        half_of = partial(plan, dgrad=dgrad, relu=relu, precision=precision, config=config, turned=turned)
-        return [
-            launch for half in halves for launch in half_of(source[half], weight, target[half], bias, alpha, problem)
-        ]
-    args = {
-        "source": source, "target": target, "bias": bias, "alpha": alpha,
+        half_of = partial(plan, dgrad=dgrad, precision=precision, config=config, turned=turned)
+        return [launch for half in halves for launch in half_of(source[half], weight, target[half], problem, epilogue)]
+    args = epilogue.args | {
+        "source": source, "target": target,
         "N": N, "H": H, "W": W, "P": P, "Q": Q, "pad_h": problem.padding[0], "pad_w": problem.padding[2],
     }  # fmt: skip
-    constexprs = {
+    constexprs = epilogue.constexprs | {
         "C": C, "K": K, "R": problem.R, "S": problem.S, "GROUPS": groups,
         "DILATION_H": problem.dilation[0], "DILATION_W": problem.dilation[1],
-        "DGRAD": dgrad, "BIAS": bias is not None, "IDENTITY": alpha is not None,
-        "ALPHA_STRIDE": 0 if alpha is None or alpha.numel() == 1 else 1,
-        "RELU": relu, "PRECISION": precision, "WIDEN": INTERPRETED and source.dtype == torch.bfloat16,
+        "DGRAD": dgrad, "PRECISION": precision, "WIDEN": INTERPRETED and source.dtype == torch.bfloat16,
         "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": config.group_m,
     }  # fmt: skip
 

@@ -13,13 +13,13 @@ import torch
 import triton
 
 from triton_dirac.conv import cycles
-from triton_dirac.conv.config import Config, checked, with_all_registers
+from triton_dirac.conv.config import Config, checked, has_vectors, with_all_registers
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import Target
 
 WORKSPACE_BYTES = 64 * 2**20  # float32 planes of a split reduction, at most
 STEPS_PER_SPLIT = 8  # fewer would not fill the pipeline before the tile is stored
-FULL_BATCH = 0.9  # share of a batch-order tile's images that must exist
+FULL_STEPS = 0.9  # share of a batch-order step's images that must exist
 
 _FOUR_WARPS = Config(128, 128, 64, 4, 3, "batch", reason="wide layers: 64x64 a warp, fewest instructions per MMA")
 _HALF = (
@@ -92,7 +92,7 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
         chosen = tuple(dict.fromkeys(replace(config, num_stages=2, all_registers=False) for config in chosen))
     else:  # shared memory bounds the blocks before registers do
         chosen = with_all_registers(chosen)
-    fitting = [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
+    fitting = [c for c in chosen if cycles.shared_bytes(c, dtype.itemsize, target) <= target.shared_bytes]
     return checked(fitting, f"wgrad's configs of {dtype} {precision} for {target.name}")
 
 
@@ -104,20 +104,9 @@ def _spills(config: Config, target: Target) -> bool:
     return target.name == "cuda:89" and config is _FOUR_WARPS
 
 
-def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
-    """Shared memory that a config's pipeline takes."""
-    return cycles.shared_bytes(config, dtype.itemsize, target)
-
-
-def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
-    """Whether a tap's channels divide into 16-byte loads, in the group and in the image."""
-    width = 16 // dtype.itemsize
-    return problem.C % width == 0 and (problem.C // problem.groups) % width == 0
-
-
 def fills_batch(problem: ConvProblem, block_k: int) -> bool:
     """Whether the batch nearly fills tiles of block_k images."""
-    return problem.N >= FULL_BATCH * -(-problem.N // block_k) * block_k > 0
+    return problem.N >= FULL_STEPS * -(-problem.N // block_k) * block_k > 0
 
 
 def fits_batch(problem: ConvProblem, block_k: int) -> bool:
@@ -134,7 +123,7 @@ def tile_applies(problem: ConvProblem, dtype: torch.dtype) -> bool:
 
 def offered(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> list[Config]:
     """The configs worth measuring: batch order where the batch fills its tiles, else pixel order."""
-    suited = configs(dtype, has_vectors(problem, dtype), target, precision)
+    suited = configs(dtype, has_vectors(dtype, problem.C // problem.groups), target, precision)
     batch = [c for c in suited if c.loader == "batch" and fits_batch(problem, c.block_k)]
     if tile_applies(problem, dtype):
         batch += [c for c in suited if c.loader == "tile" and fills_batch(problem, c.block_k)]
@@ -194,11 +183,8 @@ def estimated_cycles(problem: ConvProblem, dtype: torch.dtype, config: Config, s
     one_tap = Cg % config.columns == 0
     steps: float = -(-_steps(problem, config) // splits)
     if config.loader == "tile" or (config.loader == "batch" and one_tap):
-        steps *= _inside(problem.P, problem.R, problem.H, problem.stride[0], problem.padding[0], problem.dilation[0])
-        if one_tap:
-            steps *= _inside(
-                problem.Q, problem.S, problem.W, problem.stride[1], problem.padding[2], problem.dilation[1]
-            )
+        height, width = problem.inside
+        steps *= height * width if one_tap else height
     batch = _ONE_TAP if one_tap else _SEVERAL_TAPS * config.block_k / 64
     step = batch if config.loader == "batch" else None
     workspace = 4 * problem.K * problem.R * problem.S * Cg * splits
@@ -207,9 +193,3 @@ def estimated_cycles(problem: ConvProblem, dtype: torch.dtype, config: Config, s
     programs = _tiles(problem, config) * splits
     main = cycles.estimated_cycles(config, dtype.itemsize, target, programs=programs, steps=steps, step=step)
     return main + second
-
-
-def _inside(outputs: int, window: int, size: int, stride: int, pad: int, dilation: int) -> float:
-    """Share of (output, tap) pairs that read inside the image, along one dimension."""
-    reads = (o * stride - pad + tap * dilation for o in range(outputs) for tap in range(window))
-    return sum(0 <= at < size for at in reads) / (outputs * window)
