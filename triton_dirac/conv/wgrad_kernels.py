@@ -57,9 +57,9 @@ def _wrapped(index, size, VECTOR: tl.constexpr):
 def place(tiles_m, tiles_n, groups, GROUP_M: tl.constexpr):
     """(split, group, tile of K, tile of columns) of this program, in an order that is kind to L2.
 
-    All tiles of one split run together, since they read the same pixels; within it GROUP_M tiles of K share each tile of
-    x's columns before the next is read, as in ``taps.tile_of``. That divides unsigned, which is shorter there; here it
-    makes the loops longer (cuda:90, pixel order: 27.5 instructions per MMA instead of 24.1), and one tile spills (cuda:80).
+    All tiles of one split run together, since they read the same pixels; within it GROUP_M tiles of K share each tile
+    of x's columns before the next is read, as in ``taps.tile_of``. That divides unsigned, which is shorter there; here
+    it makes loops longer (cuda:90, pixel order: 27.5 instructions per MMA, not 24.1) and spills a tile of cuda:80.
     """
     pid = tl.program_id(0)
     tiles = tiles_m * tiles_n
