@@ -236,8 +236,8 @@ class _DiracConv(nn.modules.conv._ConvNd):
         # parametrizations.weight_norm's does for checkpoints of the older weight_norm, must reach the submodules.
         delta = state_dict.pop(prefix + "delta", None)
         for name in ("alpha", "beta"):  # version 1, and version 2 at first, had one scalar a layer
-            tensor = state_dict.get(prefix + name)
-            if tensor is not None and tuple(tensor.shape) == (1,):
+            tensor, own = state_dict.get(prefix + name), self._parameters.get(name)
+            if tensor is not None and tuple(tensor.shape) == (1,) and (own is None or own.shape != tensor.shape):
                 state_dict[prefix + name] = tensor.repeat(self.out_channels)
         self.loading = True
         try:
