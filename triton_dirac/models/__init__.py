@@ -1,6 +1,6 @@
 """DiracNets as trainable modules, the nets they are compared with, and the convolutions they are made of."""
 
-from triton_dirac.models.checkpoints import load_official
+from triton_dirac.models.checkpoints import load_official, read_official, to_official
 from triton_dirac.models.diracnet import diracnet, diracnet18, diracnet34
 from triton_dirac.models.named import net_named
 from triton_dirac.models.plain import delta_orthogonal_, plain
@@ -27,9 +27,11 @@ __all__ = [
     "load_official",
     "net_named",
     "plain",
+    "read_official",
     "resnet",
     "resnet18",
     "resnet34",
+    "to_official",
     "vgg16",
     "wide_resnet",
 ]

@@ -58,7 +58,7 @@ def plain(depth: int = 28, width: int = 1, num_classes: int = 10, *, start: str 
     check_choice("start", start, STARTS)
     net = PlainNet(*cifar_plan(depth, width, num_classes), plain_block)
     if start == "delta-orthogonal":
-        for group in net.groups:
-            for block in group.children():
-                delta_orthogonal_(block.conv.weight, 2**0.5)
+        for module in net.groups.modules():
+            if isinstance(module, nn.Conv2d):
+                delta_orthogonal_(module.weight, 2**0.5)
     return net

@@ -44,8 +44,8 @@ class PreActivation(nn.Module):
         self.shortcut: Shortcut = _conv(channels[0], channels[-1], 1, stride) if changes else None
 
     def forward(self, input: Tensor) -> Tensor:
-        features = torch.relu(self.norms[0](input))
-        skipped = input if self.shortcut is None else self.shortcut(features)
+        features: Tensor = torch.relu(self.norms[0](input))
+        skipped: Tensor = input if self.shortcut is None else self.shortcut(features)
         features = self.convs[0](features)
         for norm, conv in zip(list(self.norms)[1:], list(self.convs)[1:], strict=True):
             features = conv(torch.relu(norm(features)))
