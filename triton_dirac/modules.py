@@ -254,7 +254,8 @@ class _DiracConv(nn.modules.conv._ConvNd):
                 f"{tuple(self.weight.shape)} in the model"
             )
             return
-        for identity in ("dirac", "tiled") if self._can_be_tiled() else ("dirac",):
+        known = ("dirac", "tiled") if self._can_be_tiled() else ("dirac",)
+        for identity in sorted(known, key=lambda name: name != self.identity):  # the own one first: some are both
             if torch.equal(delta, self._make_delta(identity, delta.dtype, delta.device)):
                 self.identity = identity
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -75,10 +76,9 @@ class Training:
             )
         recipe = options.recipe
         self.steps = len(self._draws(0))
-        if net is None:
-            torch.manual_seed(options.seed)
-            net = build_net(options, data, processes.device)
-        self.net = net
+        torch.manual_seed(options.seed)
+        random.seed(options.seed)
+        self.net = build_net(options, data, processes.device) if net is None else net
         self.optimiser = torch.optim.SGD(
             parameter_groups(self.net, recipe.weight_decay), recipe.lr, momentum=recipe.momentum
         )
@@ -205,8 +205,13 @@ class Training:
         if self.folder is not None and self.processes.is_first:
             state: dict[str, Any] = {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}
             state |= {"scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict()}
-            state |= {"epoch": self.epoch, "step": self.step, "seconds": self.seconds, "sums": sums.tolist()}
-            state |= {"rows": self.rows, "random": random_states, "options": self.options.plain()}
+            state |= {"epoch": self.epoch, "step": self.step, "lr": self.lr, "sums": sums.tolist()}
+            state |= {
+                "seconds": self.seconds,
+                "rows": self.rows,
+                "random": random_states,
+                "options": self.options.plain(),
+            }
             checkpoint.save(self.folder / CHECKPOINT, state | {"processes": self.processes.count})
             write_log(self.folder, self.options, self.rows)
         self.processes.wait()
@@ -220,7 +225,8 @@ class Training:
         self.optimiser.load_state_dict(state["optimiser"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.epoch, self.step, self.lr = state["epoch"], state["step"], state["lr"]
+        self.seconds = state["seconds"]
         self.rows = state["rows"]
         if self.processes.is_first:  # the others' share is in it
             self.sums += torch.tensor(state["sums"], dtype=torch.float64, device=self.sums.device)
