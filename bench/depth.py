@@ -113,7 +113,10 @@ def net_of(trial: Trial) -> nn.Module:
 
 
 def run(trial: Trial) -> dict[str, Any]:
-    """Train it, on one core; what each epoch gave, and the core's seconds, tests included. alpha and beta: each Dirac layer's means, of the first seed."""
+    """Train it, on one core; what each epoch gave, and the core's seconds, tests included.
+
+    alpha and beta: each Dirac layer's means, of the first seed.
+    """
     torch.set_num_threads(1)
     training = Training(trial.options, open_data("digits"), Processes(torch.device("cpu")), net=net_of(trial))
     start = time.process_time()

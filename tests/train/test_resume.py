@@ -92,7 +92,7 @@ def test_a_state_that_was_changed_is_noticed(unbroken):
     """That the comparison above can fail."""
     state, other = final_state(unbroken), final_state(unbroken)
     other["optimiser"]["state"][0]["momentum_buffer"][0] += 1e-6
-    with pytest.raises(AssertionError, match="state.optimiser.state.0.momentum_buffer"):
+    with pytest.raises(AssertionError, match=r"state\.optimiser\.state\.0\.momentum_buffer"):
         assert_same_state(other, state)
 
 
