@@ -1,6 +1,7 @@
 """The depth experiment: accuracy of plain, Dirac and residual nets against their depth, on real digits, on a CPU.
 
-python -m bench.depth --output DIR trains nets of the same width by the same recipe, each from several seeds (those in bfloat16 from one):
+python -m bench.depth --output DIR trains nets of the same width by the same recipe, each from
+several seeds (those in bfloat16 from one):
 
     plain              ordinary convolutions, started by kaiming_normal_
     delta-orthogonal   the same, started so that each convolution keeps every pixel's length (arXiv 1806.05393)
@@ -136,7 +137,7 @@ def number(value: float) -> float | None:
 
 
 def trials(kinds: Sequence[str], depths: Sequence[int], seeds: int, epochs: int) -> list[Trial]:
-    """All, seed by seed, so that a run that is ended has whole curves; the longest first. bfloat16: the first seed's."""
+    """All, seed by seed, so that a run that is ended has whole curves; the longest first. bfloat16: the first seed."""
     return [
         Trial(kind, depth, seed, epochs)
         for seed in range(seeds)
