@@ -69,7 +69,8 @@ def weight_errors(net: nn.Module, apart: nn.Module, bits: int) -> list[float]:
     for name, module in apart.named_modules():
         if isinstance(module, ConvPlusIdentity):
             mine: Any = net.get_submodule(name)
-            weight = (mine.conv if isinstance(mine, ConvPlusIdentity) else mine).weight.detach()
+            layer: Any = mine.conv if isinstance(mine, ConvPlusIdentity) else mine
+            weight = layer.weight.detach()
             error = (rounded(weight, bits) - weight).flatten(1).norm(dim=1)
             filters: Any = module.conv
             beside = filters.weight.detach().flatten(1).norm(dim=1)
