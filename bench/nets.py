@@ -46,7 +46,7 @@ def register_net(
 
 
 for _name, _net in models.PUBLISHED.items():
-    register_net(_name, _net.build, _net.image_size, _net.batch, by_default=True)
+    register_net(_name, _net.build, _net.image_size, _net.batch, by_default=_net.is_dirac)
 
 
 def repvgg_a0() -> nn.Module:

@@ -236,8 +236,8 @@ class _DiracConv(nn.modules.conv._ConvNd):
         # parametrizations.weight_norm's does for checkpoints of the older weight_norm, must reach the submodules.
         delta = state_dict.pop(prefix + "delta", None)
         for name in ("alpha", "beta"):  # version 1, and version 2 at first, had one scalar a layer
-            tensor = state_dict.get(prefix + name)
-            if tensor is not None and tuple(tensor.shape) == (1,):
+            tensor, own = state_dict.get(prefix + name), self._parameters.get(name)
+            if tensor is not None and tuple(tensor.shape) == (1,) and (own is None or own.shape != tensor.shape):
                 state_dict[prefix + name] = tensor.repeat(self.out_channels)
         self.loading = True
         try:
@@ -254,7 +254,8 @@ class _DiracConv(nn.modules.conv._ConvNd):
                 f"{tuple(self.weight.shape)} in the model"
             )
             return
-        for identity in ("dirac", "tiled") if self._can_be_tiled() else ("dirac",):
+        known = ("dirac", "tiled") if self._can_be_tiled() else ("dirac",)
+        for identity in sorted(known, key=lambda name: name != self.identity):  # the own one first: some are both
             if torch.equal(delta, self._make_delta(identity, delta.dtype, delta.device)):
                 self.identity = identity
                 return
