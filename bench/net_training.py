@@ -60,7 +60,7 @@ class Training:
 
     @property
     def classes(self) -> int:
-        return _structure(self.net).fc.out_features  # type: ignore[union-attr, return-value]
+        return structure(self.net).fc.out_features  # type: ignore[union-attr, return-value]
 
     @property
     def image_shape(self) -> tuple[int, int, int, int]:
@@ -77,7 +77,7 @@ def trainings(nets: Iterable[str], batch: int | None = None) -> list[Training]:
 
 
 @cache
-def _structure(net: str) -> nn.Module:
+def structure(net: str) -> nn.Module:
     """The net without data."""
     with torch.device("meta"):
         return NETS[net].build()
@@ -86,7 +86,7 @@ def _structure(net: str) -> nn.Module:
 def parameters_like(net: str, normal: Callable[..., Tensor]) -> tuple[Tensor, ...]:
     """Parameters as at the start of a training, drawn anew: alpha 1, beta 0.1, filters of kaiming_normal_'s size."""
     drawn = []
-    for name, parameter in _structure(net).named_parameters():
+    for name, parameter in structure(net).named_parameters():
         shape = parameter.shape
         if len(shape) > 1:
             drawn.append(normal(*shape) * (2 / shape[1:].numel()) ** 0.5)
@@ -107,7 +107,7 @@ def part_of(name: str) -> str:
 def cost(training: Training, storage: torch.dtype, direction: str) -> tuple[int, int]:
     """(flops of all convolutions, three passes but for the stem's dgrad; the bytes of the images): no least is known
     of the bytes, since fusion decides what need not move."""
-    model = _structure(training.net)
+    model = structure(training.net)
     problems = models.conv_problems(model, NETS[training.net].image_size, training.batch)
     flops = sum(problem.flops * (3 if kind == "dirac" else 2) for _, kind, problem in problems)
     return flops, torch.Size(training.image_shape).numel() * storage.itemsize
