@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from triton_dirac.conv import fprop_configs as fprop_tuning
 from triton_dirac.conv import wgrad as conv_wgrad
 from triton_dirac.conv import wgrad_configs as wgrad_tuning
 from triton_dirac.conv.config import Config
-from triton_dirac.conv.dgrad import plan_dgrad, turn
+from triton_dirac.conv.dgrad import plan_dgrad, with_k_contiguous
 from triton_dirac.conv.epilogue import Epilogue
 from triton_dirac.conv.fprop import plan_fprop
 from triton_dirac.runtime.launch import Launch
@@ -52,9 +53,10 @@ def dgrad(job: Job) -> tuple[str, list[Launch]]:
     if config is None:
         return "", []
     dy, w, dx = (empty(shape, dtype) for shape in (p.output_shape, p.weight_shape, p.input_shape))
-    turned = dgrad_tuning.wants_turned(config, TARGETS[job.target])
-    filters = turn(w, p.groups) if turned else w
-    launches = plan_dgrad(dy, filters, dx, alpha(job), p, precision=precision(job), config=config, turned=turned)
+    k_contiguous = dgrad_tuning.wants_k_contiguous(config, TARGETS[job.target])
+    filters = with_k_contiguous(w, p.groups) if k_contiguous else w
+    how: dict[str, Any] = {"precision": precision(job), "config": config, "k_contiguous": k_contiguous}
+    launches = plan_dgrad(dy, filters, dx, alpha(job), p, **how)
     return config.name, launches
 
 

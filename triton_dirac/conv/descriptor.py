@@ -118,7 +118,7 @@ def tile_gemm(
     n = tl.arange(0, BLOCK_M).to(tl.int64)
     row_ok = n < N - image
     source += image.to(tl.int64) * H * W * (C * GROUPS)
-    acc = identity(
+    acc = identity(  # [BLOCK_M, BLOCK_N]; extra: [BLOCK_M, EXTRA_N]
         n, i, j, row_ok, column, group,
         source, alpha, H, W, pad_h, pad_w,
         C, K, R, S, GROUPS, 1, 1, DILATION_H, DILATION_W,

@@ -7,6 +7,7 @@ problem per stride phase over the taps that reach it, without zero insertion or 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -73,13 +74,15 @@ def prepare_dgrad(
     """The gradient, still empty, and the launches of :func:`dgrad` that fill it; ``dy`` and ``w`` are channels-last."""
     steps = steps or Plan()
     dx = steps.new(empty(problem.input_shape, dy))
-    turned = tuning.wants_turned(config, target)
-    filters = steps.do(partial(turn, groups=problem.groups), w) if turned else w
-    return dx, plan_dgrad(dy, filters, dx, alpha, problem, precision=precision, config=config, turned=turned)
+    k_contiguous = tuning.wants_k_contiguous(config, target)
+    filters = steps.do(partial(with_k_contiguous, groups=problem.groups), w) if k_contiguous else w
+    how: dict[str, Any] = {"precision": precision, "config": config, "k_contiguous": k_contiguous}
+    return dx, plan_dgrad(dy, filters, dx, alpha, problem, **how)
 
 
-def turn(w: Tensor, groups: int) -> Tensor:
-    """(K, C / groups, R, S) -> (C, R, S, K / groups), taps rotated: the filters of dgrad seen as a convolution."""
+def with_k_contiguous(w: Tensor, groups: int) -> Tensor:
+    """(K, C / groups, R, S) -> (C, R, S, K / groups), taps rotated: the filters of dgrad seen as a convolution,
+    whose sum runs over K fastest."""
     return w.flip(2, 3).unflatten(0, (groups, -1)).permute(0, 2, 3, 4, 1).flatten(0, 1).contiguous()
 
 
@@ -92,14 +95,17 @@ def plan_dgrad(
     *,
     precision: str = "ieee",
     config: Config | None = None,
-    turned: bool = False,
+    k_contiguous: bool = False,
 ) -> list[Launch]:
-    """The launches of :func:`dgrad`, for channels-last tensors of any device, "meta" included; ``w`` may be turned."""
+    """The launches of :func:`dgrad`, for channels-last tensors of any device, "meta" included.
+
+    ``k_contiguous``: ``w`` is what :func:`with_k_contiguous` makes.
+    """
     config = config or tuning.default(problem, dy.dtype, target_of(dy.device), precision)
     return plan(
         *(dy, w, dx, problem, Epilogue(alpha=alpha)),
         dgrad=True,
         precision=precision,
         config=config,
-        turned=turned,
+        k_contiguous=k_contiguous,
     )

@@ -36,12 +36,12 @@ def plan(
     dgrad: bool,
     precision: str,
     config: Config,
-    turned: bool = False,
+    k_contiguous: bool = False,
 ) -> list[Launch]:
     """Launches that fill ``target`` from ``source``: x to y, or with ``dgrad`` dy to dx.
 
-    ``weight`` is channels-last, (K, C / groups, R, S), or for dgrad's gather loader ``turned``: see
-    ``dgrad.turn``.
+    ``weight`` is channels-last, (K, C / groups, R, S), or with ``k_contiguous``, for dgrad's gather loader,
+    what ``dgrad.with_k_contiguous`` makes of it.
 
     Rows are numbered in int32: a batch of more than 2^31 pixels is halved, one launch each.
     """
@@ -61,7 +61,7 @@ def plan(
     pixels = -(-P // every_h) * -(-Q // every_w)  # of the largest phase
     if N * pixels >= INT32 - config.block_m:
         halves = (slice(0, N // 2), slice(N // 2, N))
-        half_of = partial(plan, dgrad=dgrad, precision=precision, config=config, turned=turned)
+        half_of = partial(plan, dgrad=dgrad, precision=precision, config=config, k_contiguous=k_contiguous)
         return [launch for half in halves for launch in half_of(source[half], weight, target[half], problem, epilogue)]
     args = epilogue.args | {
         "source": source, "target": target,
@@ -92,12 +92,12 @@ def plan(
         row_tiles, images = -(-N * pixels // config.block_m), config.block_m // max(pixels, 1) + 2
     # One image more for the padding around the first and the last.
     wide = (images + 1) * max(H * W * C, P * Q * K) * groups >= INT32
-    across = dgrad and not turned
-    last = K if across else C  # of the weight's dimensions
+    n_contiguous = dgrad and not k_contiguous
+    last = K if n_contiguous else C  # of the weight's dimensions
     args |= {"weight": weight, "weight_vectors": problem.R * problem.S * last // vector_width(last)}
     constexprs |= {
         "STRIDE_H": stride_h, "STRIDE_W": stride_w,
-        "ACROSS": across, "BATCH_ORDER": batch_order, "PADDED": _reads_outside(problem, dgrad),
+        "N_CONTIGUOUS": n_contiguous, "BATCH_ORDER": batch_order, "PADDED": _reads_outside(problem, dgrad),
         "OFFSET": tl.int64 if wide else tl.int32,
         "BLOCK_M": config.block_m, "LOOKAHEAD": config.num_stages - 1,
     }  # fmt: skip
