@@ -1,5 +1,7 @@
 """python -m reports RESULTS.json [COMPILE.json ...] [--output DIR]: render a comparison report.
 
+python -m reports compare OLD NEW [...]: what changed between runs; see ``compare``.
+
 Exit code 0 when the report is written, 2 when the input cannot be used or the output not be written.
 """
 
@@ -11,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from reports import chart, files, page, render, verdict
+from reports import chart, compare, files, page, render, verdict
 from reports.headline import headline
 from reports.load import ACCEPTED, ReportError, load
 from reports.report import Report, build
@@ -19,6 +21,9 @@ from reports.report import Report, build
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read, compare, write; prints the headline and where the page is."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["compare"]:
+        return compare.main(arguments[1:])
     options = _parser().parse_args(arguments)
     directory = options.output or options.files[0].parent
     try:
