@@ -225,3 +225,15 @@ def test_sparse_tensors_are_refused(name):
     if name == "alpha":
         with pytest.raises(TypeError, match=r"alpha must be a dense tensor, got one of layout torch\.sparse_coo"):
             td.conv2d(torch.ones(1, 1, 4, 4), given["weight"], alpha=given["alpha"])
+
+
+@pytest.mark.parametrize("name", ["input", "weight"])
+@pytest.mark.parametrize("backend", ["auto", "torch", "triton"])
+def test_sparse_images_and_filters_are_refused_by_every_backend(name, backend, device):
+    given = {"input": torch.ones(1, 2, 4, 4, device=device), "weight": torch.ones(2, 2, 3, 3, device=device)}
+    given[name] = given[name].to_sparse()
+    ones = torch.ones(2, device=device)
+    with pytest.raises(TypeError, match=f"{name} must be a dense tensor"):
+        td.conv2d(**given, backend=backend)
+    with pytest.raises(TypeError, match=f"{name} must be a dense tensor"):
+        td.dirac_conv2d(**given, alpha=ones, beta=ones, backend=backend)

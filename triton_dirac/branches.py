@@ -33,8 +33,11 @@ def from_repvgg(block: nn.Module, *, dirac: bool = True, form: str = "split", ba
 
     The block's function is its activation (and attention, if it has one) of this convolution.
 
-    >>> conv = from_repvgg(block)                               # doctest: +SKIP
-    >>> torch.allclose(block(x), block.act(conv(x)), atol=1e-5) # doctest: +SKIP
+    >>> block = nn.Module()  # as the official code names its branches: here 3x3 with batch-norm alone
+    >>> block.rbr_dense = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+    >>> conv, images = from_repvgg(block.eval()), torch.randn(2, 8, 5, 5)
+    >>> torch.allclose(conv(images), block.rbr_dense(images), atol=1e-5)
+    True
 
     Args:
         block: with a k x k branch or several, and perhaps a 1 x 1 and an identity branch, each with batch-norm, under

@@ -329,7 +329,7 @@ def _ready(tensor: Tensor, dtype: torch.dtype | None, backend: str) -> Tensor:
     Triton's may run. The backward takes the copy, too."""
     if dtype is not None:
         tensor = tensor.to(dtype)
-    if not is_plain(tensor):
+    if not is_plain(tensor) or tensor.layout is not torch.strided:  # the latter is refused next, by name
         return tensor
     may_launch = backend == "triton" or (backend == "auto" and tensor.is_cuda)
     if may_launch and tensor.dim() == 4 and tensor.dtype in TRITON_DTYPES:
