@@ -310,8 +310,8 @@ def test_faults_are_spills_and_what_does_not_fit():
 def test_each_config_has_its_line(capsys):
     """Somebody who adds a row to a tuning table finds it, where it is offered and what it takes."""
     row = {
-        "target": "cuda:80", "kernel": "conv_fprop relu", "dtype": "float16", "layer": "wide", "ok": True, "error": None,
-        "config": "128x96x64 w4 s3 gather", "reason": "96 columns", "registers": 168, "spills": 0,
+        "target": "cuda:80", "kernel": "conv_fprop relu", "dtype": "float16", "layer": "wide", "ok": True,
+        "error": None, "config": "128x96x64 w4 s3 gather", "reason": "96 columns", "registers": 168, "spills": 0,
         "shared_bytes": 56 * 1024, "key": "a", "compile_seconds": 1.0,
     }  # fmt: skip
     reduce = row | {"kernel": "conv_wgrad: reduce", "config": "64x64 split 3"}
