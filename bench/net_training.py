@@ -22,6 +22,7 @@ import triton_dirac
 from bench.contenders import delta_of, eager_weight, weight_norm_weight
 from bench.net_contenders import replayed
 from bench.nets import NETS
+from bench.peak_memory import peak_bytes
 from bench.suite import Build, Contender, Results, Work
 from bench.timing import Call, Outcomes, Samples, interleaved
 from triton_dirac import models, reference
@@ -226,6 +227,7 @@ class StepTimer:
             self.sample()
         self.estimate = self._seconds[-1] * self._steps
         self._seconds, self._host = [], []
+        self._peak = peak_bytes(call)
 
     def sample(self) -> None:
         self._wait()
@@ -237,7 +239,7 @@ class StepTimer:
         self._seconds.append((time.perf_counter() - start) / self._steps)
 
     def samples(self) -> Samples:
-        return Samples(self._seconds, self._steps, 1e6 * statistics.median(self._host), WHOLE_STEPS)
+        return Samples(self._seconds, self._steps, 1e6 * statistics.median(self._host), WHOLE_STEPS, self._peak)
 
 
 def step_samples(calls: Mapping[str, Call]) -> Outcomes:
