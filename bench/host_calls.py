@@ -69,7 +69,8 @@ def calls_of(subject: Subject, direction: str, device: torch.device) -> dict[str
 
 
 def _layer(device: torch.device) -> DiracConv2d:
-    return DiracConv2d(8, 8, 3, padding=1, bias=False, backend="triton", device=device)
+    layer = DiracConv2d(8, 8, 3, padding=1, bias=False, backend="triton", device=device)
+    return layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _image(device: torch.device) -> Tensor:

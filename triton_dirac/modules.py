@@ -361,7 +361,12 @@ class DiracConv3d(_DiracConv, nn.Conv3d):
 def state_of(tensors: Sequence[Tensor]) -> tuple:
     """What tells whether weight, alpha and beta are still those, and as they were, that filters were prepared from."""
     weight, alpha, beta = tensors
-    now = None if torch.compiler.is_compiling() else versions(tensors)  # unknown to who compiles
+    now: Any = None  # unknown to who compiles
+    if not torch.compiler.is_compiling():
+        try:
+            now = weight._version, alpha._version, beta._version
+        except RuntimeError:  # of inference mode
+            now = tuple(versions(tensors))
     return torch.is_grad_enabled(), id(weight), id(alpha), id(beta), now
 
 
