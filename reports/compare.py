@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from reports import files, intervals, render, verdict
+from reports import arguments, files, intervals, render, verdict
 from reports.load import WHERE, ReportError, load
 
 FEWEST = 5  # processes, from which an interval over processes is made
@@ -219,8 +219,8 @@ def written(documents: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def main(arguments: Sequence[str]) -> int:
-    options = _parser().parse_args(arguments)
+def main(given: Sequence[str]) -> int:
+    options = _parser().parse_args(given)
     margin, rate = options.margin / 100, options.rate / 100
     try:
         old, *news = (read(path, across=options.across_machines) for path in (options.old, *options.new))
@@ -253,21 +253,21 @@ def _said(side: Side) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from reports.__main__ import _path, _percent
-
     parser = argparse.ArgumentParser(
         prog="python -m reports compare",
         description="What changed between runs. A folder is a run of as many fresh processes as it has files.",
     )
-    parser.add_argument("old", type=_path, metavar="OLD")
-    parser.add_argument("new", type=_path, nargs="+", metavar="NEW")
-    parser.add_argument("--output", type=_path, metavar="DIR", help="also write compare.html, compare.md, compare.json")
+    parser.add_argument("old", type=arguments.path, metavar="OLD")
+    parser.add_argument("new", type=arguments.path, nargs="+", metavar="NEW")
     parser.add_argument(
-        "--margin", type=_percent, default=verdict.DEFAULT_MARGIN * 100, metavar="PERCENT",
+        "--output", type=arguments.path, metavar="DIR", help="also write compare.html, compare.md, compare.json"
+    )
+    parser.add_argument(
+        "--margin", type=arguments.percent, default=verdict.DEFAULT_MARGIN * 100, metavar="PERCENT",
         help="changes within this are called the same; default: %(default)g",
     )  # fmt: skip
     parser.add_argument(
-        "--rate", type=_percent, default=RATE * 100, metavar="PERCENT",
+        "--rate", type=arguments.percent, default=RATE * 100, metavar="PERCENT",
         help="the probability of one false alarm or more among all rows; default: %(default)g",
     )  # fmt: skip
     parser.add_argument(

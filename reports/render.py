@@ -157,7 +157,7 @@ def _digits(value: float) -> str:
 
 def environment(*, markdown: bool = False) -> Environment:
     """Templates that escape every value: as HTML for the page, as Markdown for the summary."""
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=not markdown,
         undefined=StrictUndefined,
@@ -166,9 +166,9 @@ def environment(*, markdown: bool = False) -> Environment:
         keep_trailing_newline=True,
         finalize=(lambda value: str(value).translate(MARKDOWN)) if markdown else None,
     )
-    environment.filters |= {"time": time, "ratio": ratio, "number": number, "rates": rates}
-    environment.globals |= {"span": span, "problem": tables.describe_problem}
-    return environment
+    made.filters |= {"time": time, "ratio": ratio, "number": number, "rates": rates}
+    made.globals |= {"span": span, "problem": tables.describe_problem}
+    return made
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from torch import nn
 import triton_dirac as td
 from tests.runtime.test_remembered import calls_of
 from triton_dirac import prepared
+from triton_dirac.prepared import _dirac_layers
 from triton_dirac.runtime import launch
 from triton_dirac.runtime.plan import _Launched
 
@@ -246,3 +247,11 @@ def test_a_steady_prepared_net_makes_few_calls_a_layer(backward, most, monkeypat
 
     found = (calls(8) - calls(4)) / 4
     assert found <= most, found
+
+
+def test_a_layer_in_two_places_is_prepared_once():
+    layer = td.DiracConv2d(4, 4, 3, padding=1)
+    net = nn.Sequential(layer, nn.Sequential(nn.ReLU(), layer), td.DiracConv2d(4, 4, 3, padding=1))
+    found = _dirac_layers(net)
+    assert found == [module for module in net.modules() if isinstance(module, td.DiracConv2d)]
+    assert len(found) == 2
