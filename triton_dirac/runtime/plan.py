@@ -63,6 +63,13 @@ class Plan:
             self._to_finish.append(lambda: _operation(function, [self._place(argument) for argument in arguments]))
         return result
 
+    def do_all(self, function: Callable[..., list[Tensor]], *arguments: Tensor | None) -> list[Tensor]:
+        """``function(*arguments)``, which makes several tensors, all of them new."""
+        results = function(*arguments)
+        self._made += results
+        self._to_finish.append(lambda: _operations(function, [self._place(argument) for argument in arguments]))
+        return results
+
     def launch(self, launch: Launch) -> None:
         """Launch now, by Triton's JIT; later by the compiled kernel itself, where ``direct`` can."""
         compiled = launch.run()
@@ -135,6 +142,15 @@ def _operation(function: Callable[..., Tensor], places: list[int | None]) -> Act
         made = function(*[None if place is None else tensors[place] for place in places])
         tensors.append(made)
         addresses.append(made.data_ptr())
+
+    return act
+
+
+def _operations(function: Callable[..., list[Tensor]], places: list[int | None]) -> Act:
+    def act(tensors, addresses, stream) -> None:
+        made = function(*[None if place is None else tensors[place] for place in places])
+        tensors += made
+        addresses += [tensor.data_ptr() for tensor in made]
 
     return act
 

@@ -190,7 +190,7 @@ def plan_weight_prep_multi(
     args = {"table_ptr": table, "tiles_ptr": tiles, "out_ptr": out, "norm_ptr": norms}
     constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": plan.kinds}
     launch = Launch(weight_prep_multi_kernel, (len(plan.tiles),), args, constexprs, OPTIONS)
-    return [launch], plan.out.views(out, steps), norms
+    return [launch], plan.out.tensors(out, steps), norms
 
 
 def plan_weight_prep_multi_backward(
@@ -216,7 +216,7 @@ def plan_weight_prep_multi_backward(
     args |= {"dweight_ptr": dweight, "drows_ptr": drows}
     constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": plan.kinds}
     launch = Launch(weight_prep_multi_backward_kernel, (len(plan.tiles),), args, constexprs, OPTIONS)
-    return [launch], plan.out.views(dweight, steps), plan.rows.views(drows, steps)
+    return [launch], plan.out.tensors(dweight, steps, views=True), plan.rows.tensors(drows, steps, views=True)
 
 
 def weight_prep_multi(
