@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.nets import NETS
+from bench.nets import NETS, convolutions, structure
 from bench.results import sizes
-from triton_dirac import models
 from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.models.problems import of_shapes
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,8 @@ def _short(values: tuple[int, ...]) -> str:
 def layers(net: str, batch: int | None = None) -> tuple[Layer, ...]:
     """The distinct convolutions of ``net`` in the order they first run, at ``batch`` or the published one."""
     description = NETS[net]
-    with torch.device("meta"):
-        model = description.build().eval()
-    found = models.conv_problems(model, description.image_size, batch or description.batch)
-    stems = _on_the_image(model, description.image_size)
+    found = convolutions(net, batch or description.batch)
+    stems = _on_the_image(net)
     counts = Counter((kind == "dirac", name not in stems, problem) for name, kind, problem in found)
     return tuple(
         Layer({net: count}, has_identity, needs_input_grad, description.batch, problem)
@@ -88,22 +86,19 @@ def layers(net: str, batch: int | None = None) -> tuple[Layer, ...]:
     )
 
 
-def _on_the_image(model: nn.Module, image_size: int) -> set[str]:
+def _on_the_image(net: str) -> set[str]:
     """The convolutions whose input depends on no parameter: its gradient is never asked for."""
     found = set()
 
     def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda module, inputs: found.add(name) if not inputs[0].requires_grad else None
 
-    hooks = [
-        module.register_forward_pre_hook(look(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-    ]
+    model, size = of_shapes(structure(net)), NETS[net].image_size
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(look(name))
     with torch.enable_grad():
-        model(torch.empty(1, 3, image_size, image_size, device="meta"))
-    for hook in hooks:
-        hook.remove()
+        model(torch.empty(1, 3, size, size, device="meta"))
     return found
 
 

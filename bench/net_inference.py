@@ -14,16 +14,15 @@ from torch import Tensor
 
 import triton_dirac
 from bench.net_contenders import replayed
-from bench.net_training import LAST, Training, build_net, by_definition, mixed, official, structure, weight_norm
-from bench.nets import NETS
+from bench.net_training import LAST, Training, build_net, by_definition, mixed, official, weight_norm
+from bench.nets import convolutions
 from bench.suite import Build, Contender, Results, Work
-from triton_dirac import models
 
 
 def cost(training: Training, storage: torch.dtype, direction: str) -> tuple[int, int]:
     """(flops of all convolutions, the bytes of the images): no least is known of the bytes, as in training."""
-    problems = models.conv_problems(structure(training.net), NETS[training.net].image_size, training.batch)
-    return sum(found.problem.flops for found in problems), torch.Size(training.image_shape).numel() * storage.itemsize
+    flops = sum(found.problem.flops for found in convolutions(training.net, training.batch))
+    return flops, torch.Size(training.image_shape).numel() * storage.itemsize
 
 
 def definition(work: Work) -> Results:

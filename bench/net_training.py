@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,11 +20,11 @@ from torch import Tensor, nn
 import triton_dirac
 from bench.contenders import delta_of, eager_weight, weight_norm_weight
 from bench.net_contenders import replayed
-from bench.nets import NETS
+from bench.nets import NETS, convolutions, structure
 from bench.peak_memory import peak_bytes
 from bench.suite import Build, Contender, Results, Work
 from bench.timing import Call, Outcomes, Samples, interleaved
-from triton_dirac import models, reference
+from triton_dirac import reference
 from triton_dirac.modules import DiracConv2d
 
 TRAINED_NETS = ("DiracNet-28-10", "DiracNet-34-2", "DiracNet-18")
@@ -77,13 +76,6 @@ def trainings(nets: Iterable[str], batch: int | None = None) -> list[Training]:
     return [Training(net, batch or NETS[net].batch, NETS[net].batch) for net in nets if net in TRAINED_NETS]
 
 
-@cache
-def structure(net: str) -> nn.Module:
-    """The net without data."""
-    with torch.device("meta"):
-        return NETS[net].build()
-
-
 def parameters_like(net: str, normal: Callable[..., Tensor]) -> tuple[Tensor, ...]:
     """Parameters as at the start of a training, drawn anew: alpha 1, beta 0.1, filters of kaiming_normal_'s size."""
     drawn = []
@@ -108,9 +100,8 @@ def part_of(name: str) -> str:
 def cost(training: Training, storage: torch.dtype, direction: str) -> tuple[int, int]:
     """(flops of all convolutions, three passes but for the stem's dgrad; the bytes of the images): no least is known
     of the bytes, since fusion decides what need not move."""
-    model = structure(training.net)
-    problems = models.conv_problems(model, NETS[training.net].image_size, training.batch)
-    flops = sum(problem.flops * (3 if kind == "dirac" else 2) for _, kind, problem in problems)
+    found = convolutions(training.net, training.batch)
+    flops = sum(problem.flops * (3 if kind == "dirac" else 2) for _, kind, problem in found)
     return flops, torch.Size(training.image_shape).numel() * storage.itemsize
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from bench.nets import NETS
-from triton_dirac import models
+from bench.nets import convolutions
 
 # The widest, the narrowest and the deepest: a net takes a CPU half a minute, and the other two lie between these.
 WHOLE_NETS = ("DiracNet-28-10", "DiracNet-34-2", "DiracNet-34")
@@ -53,10 +52,7 @@ class NetWeights:
 @cache
 def shapes(net: str) -> tuple[Shape, ...]:
     """The weights' shapes (K, C, R, S) of all Dirac layers of ``net``, in the order they run."""
-    with torch.device("meta"):
-        model = NETS[net].build()
-    found = models.conv_problems(model, NETS[net].image_size, 1)
-    return tuple(problem.weight_shape for _, kind, problem in found if kind == "dirac")
+    return tuple(problem.weight_shape for _, kind, problem in convolutions(net, 1) if kind == "dirac")
 
 
 def whole_nets(nets: Iterable[str], batch: int | None = None) -> list[NetWeights]:

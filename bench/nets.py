@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
+import torch
 from torch import nn
 
 from triton_dirac import models
@@ -43,6 +45,23 @@ def register_net(
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{option} must be a positive integer, got {value!r}")
     NETS[name] = Net(build, image_size, batch, by_default)
+
+
+@cache
+def structure(net: str) -> nn.Module:
+    """The net without data, on the "meta" device."""
+    with torch.device("meta"):
+        return NETS[net].build()
+
+
+@cache
+def _of_one_image(net: str) -> list[models.NamedProblem]:
+    return models.conv_problems(structure(net), NETS[net].image_size, 1)
+
+
+def convolutions(net: str, batch: int) -> list[models.NamedProblem]:
+    """Every convolution that the net runs, in that order."""
+    return [found._replace(problem=replace(found.problem, N=batch)) for found in _of_one_image(net)]
 
 
 MOST_LAYERS = 100  # of a published net that is registered: commands look through the layers of all nets

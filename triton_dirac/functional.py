@@ -81,8 +81,8 @@ def dirac_weight(
         return _hand_over(dirac_weight, others, *layer, eps=eps, identity=identity, **how)
     eps, identity, groups = checks.exact_preparation(eps, identity, groups)
     key = (eps, identity, dtype, memory_format, groups, backend)
-    plan = None if is_observed() else _plans.find(key, layer)
-    if plan is None:
+    known = None if is_observed() else _ways.find(key, layer)
+    if known is None:
         check_dirac_arguments(weight, alpha, beta, eps, groups, (3, 4, 5))
         dtype = weight.dtype if dtype is None else dtype
         checks.check_dtype(dtype)
@@ -93,9 +93,9 @@ def dirac_weight(
         if net is None:
             prepared = prep_torch.dirac_weight(*layer, eps=eps, identity=identity, dtype=dtype, groups=groups)
             return prepared.contiguous(memory_format=_format(weight.dim(), channels_last))
-        plan = _Plan("cpu", [dtype], [_format(weight.dim(), channels_last)], [groups], net)
-        _plans.keep(key, layer, plan)
-    return _by_cpu_kernels([layer], plan, eps, identity)[0]
+        known = _Way("cpu", [dtype], [_format(weight.dim(), channels_last)], [groups], net)
+        _ways.keep(key, layer, known)
+    return _by_cpu_kernels([layer], known, eps, identity)[0]
 
 
 def dirac_weights(
@@ -132,39 +132,39 @@ def dirac_weights(
     eps, identity, of_layers = checks.exact_preparation(eps, identity, groups, of_layers=True)
     tensors = [tensor for layer in layers for tensor in layer]
     key = (len(layers), eps, identity, dtype, memory_format, of_layers, backend)
-    plan = None if is_observed() else _plans.find(key, tensors)
-    if plan is None:
-        plan = _plan(layers, eps, dtype, memory_format, of_layers, backend)
+    known = None if is_observed() else _ways.find(key, tensors)
+    if known is None:
+        known = _way_of(layers, eps, dtype, memory_format, of_layers, backend)
         if is_plain(*tensors):
-            _plans.keep(key, tensors, plan)
-    if plan.way == "one launch":
+            _ways.keep(key, tensors, known)
+    if known.kind == "one launch":
         channels_last = None if memory_format is None else memory_format == torch.channels_last
-        net = prep_op.Net(eps, identity, dtype, channels_last, tuple(plan.groups))
+        net = prep_op.Net(eps, identity, dtype, channels_last, tuple(known.groups))
         return list(prep_op.weight_preps(layers, net, *trained_and_frozen(layers)))
-    if plan.way == "cpu":
-        return _by_cpu_kernels(layers, plan, eps, identity)
+    if known.kind == "cpu":
+        return _by_cpu_kernels(layers, known, eps, identity)
     return [
         dirac_weight(
             *layer, eps=eps, identity=identity, dtype=dtype, memory_format=layout, groups=group, backend=backend
         )
-        for layer, layout, group in zip(layers, plan.layouts, plan.groups, strict=True)
+        for layer, layout, group in zip(layers, known.layouts, known.groups, strict=True)
     ]
 
 
-class _Plan(NamedTuple):
+class _Way(NamedTuple):
     """How checked layers are prepared: in "one launch", all by the "cpu" kernels, or "each" alone."""
 
-    way: Literal["one launch", "cpu", "each"]
+    kind: Literal["one launch", "cpu", "each"]
     dtypes: list[torch.dtype]
     layouts: list[torch.memory_format]
     groups: list[int]
     net: cpu_prep.Net | None
 
 
-_plans: Remembered[_Plan] = Remembered()
+_ways: Remembered[_Way] = Remembered()
 
 
-def _plan(layers, eps, dtype, memory_format, groups, backend) -> _Plan:
+def _way_of(layers, eps, dtype, memory_format, groups, backend) -> _Way:
     groups = [groups] * len(layers) if isinstance(groups, int) else list(groups)
     checks.check_layers_arguments(layers, eps, groups, dtype, memory_format)
     weights = [weight for weight, _, _ in layers]
@@ -174,15 +174,15 @@ def _plan(layers, eps, dtype, memory_format, groups, backend) -> _Plan:
     layouts = [_format(weight.dim(), wants) for weight, wants in zip(weights, last, strict=True)]
     one_launch = all(on_triton) and HAS_TRITON and prep_op.may_batch(layers)
     net = None if any(on_triton) or one_launch else cpu_prep.net_of(layers, groups)
-    way: Literal["one launch", "cpu", "each"] = "one launch" if one_launch else "cpu" if net else "each"
-    return _Plan(way, [dtype or weight.dtype for weight in weights], layouts, groups, net)
+    kind: Literal["one launch", "cpu", "each"] = "one launch" if one_launch else "cpu" if net else "each"
+    return _Way(kind, [dtype or weight.dtype for weight in weights], layouts, groups, net)
 
 
-def _by_cpu_kernels(layers, plan: _Plan, eps: float, identity: bool) -> list[Tensor]:
-    prepared = cpu_prep.dirac_weights(layers, plan.net, eps=eps, identity=identity)  # type: ignore[arg-type]
+def _by_cpu_kernels(layers, way: _Way, eps: float, identity: bool) -> list[Tensor]:
+    prepared = cpu_prep.dirac_weights(layers, way.net, eps=eps, identity=identity)  # type: ignore[arg-type]
     return [
         tensor.to(dtype).contiguous(memory_format=layout)
-        for tensor, dtype, layout in zip(prepared, plan.dtypes, plan.layouts, strict=True)
+        for tensor, dtype, layout in zip(prepared, way.dtypes, way.layouts, strict=True)
     ]
 
 

@@ -88,7 +88,7 @@ class DiracNet(PlainNet):
         super().__init__(stem, widths, blocks, num_classes, partial(dirac_block, backend=backend))
 
 
-class Plan(NamedTuple):
+class Parts(NamedTuple):
     """What a net of one of the two families is made of, whatever its blocks: PlainNet's first four arguments."""
 
     stem: nn.Sequential
@@ -105,7 +105,7 @@ def groups_of(depth: int) -> int:
     return (layers - 4) // 6
 
 
-def cifar_plan(depth: int, width: int, num_classes: int) -> Plan:
+def cifar_parts(depth: int, width: int, num_classes: int) -> Parts:
     """The CIFAR family: widths (16, 32, 64) x width, 2n blocks a group, depth 6n + 4."""
     pairs = groups_of(depth)
     num_classes = positive_integer("num_classes", num_classes)
@@ -117,10 +117,10 @@ def cifar_plan(depth: int, width: int, num_classes: int) -> Plan:
             relu=nn.ReLU(),
         )
     )
-    return Plan(stem, widths, [2 * pairs] * 3, num_classes)
+    return Parts(stem, widths, [2 * pairs] * 3, num_classes)
 
 
-def imagenet_plan(depth: int, num_classes: int) -> Plan:
+def imagenet_parts(depth: int, num_classes: int) -> Parts:
     """The ImageNet family: depth 18 or 34, widths 64 to 512."""
     num_classes = positive_integer("num_classes", num_classes)
     stem = nn.Sequential(
@@ -130,7 +130,7 @@ def imagenet_plan(depth: int, num_classes: int) -> Plan:
             pool=nn.MaxPool2d(3, stride=2, padding=1),
         )
     )
-    return Plan(stem, [64, 128, 256, 512], IMAGENET_BLOCKS[depth], num_classes)
+    return Parts(stem, [64, 128, 256, 512], IMAGENET_BLOCKS[depth], num_classes)
 
 
 def diracnet(depth: int = 28, width: int = 10, num_classes: int = 10, *, backend: str = "auto") -> DiracNet:
@@ -139,14 +139,14 @@ def diracnet(depth: int = 28, width: int = 10, num_classes: int = 10, *, backend
     >>> sum(p.numel() for p in diracnet(28, 10, 10).parameters())
     36450090
     """
-    return DiracNet(*cifar_plan(depth, width, num_classes), backend)
+    return DiracNet(*cifar_parts(depth, width, num_classes), backend)
 
 
 def diracnet18(num_classes: int = 1000, *, backend: str = "auto") -> DiracNet:
     """The ImageNet net DiracNet-18 for 224 x 224 images: 11.52M parameters."""
-    return DiracNet(*imagenet_plan(18, num_classes), backend)
+    return DiracNet(*imagenet_parts(18, num_classes), backend)
 
 
 def diracnet34(num_classes: int = 1000, *, backend: str = "auto") -> DiracNet:
     """The ImageNet net DiracNet-34 for 224 x 224 images: 21.64M parameters."""
-    return DiracNet(*imagenet_plan(34, num_classes), backend)
+    return DiracNet(*imagenet_parts(34, num_classes), backend)

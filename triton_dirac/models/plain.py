@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from triton_dirac.identity_term import centred
-from triton_dirac.models.diracnet import PlainNet, cifar_plan
+from triton_dirac.models.diracnet import PlainNet, cifar_parts
 from triton_dirac.module_checks import check_choice
 
 STARTS = ("kaiming", "delta-orthogonal")
@@ -56,7 +56,7 @@ def plain(depth: int = 28, width: int = 1, num_classes: int = 10, *, start: str 
     36432170
     """
     check_choice("start", start, STARTS)
-    net = PlainNet(*cifar_plan(depth, width, num_classes), plain_block)
+    net = PlainNet(*cifar_parts(depth, width, num_classes), plain_block)
     if start == "delta-orthogonal":
         for module in net.groups.modules():
             if isinstance(module, nn.Conv2d):

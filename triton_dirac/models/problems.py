@@ -28,6 +28,7 @@ def conv_problems(model: nn.Module, image_size: int, batch: int) -> list[NamedPr
 
     Shapes only: the model is run on the "meta" device, without data, memory or time.
     """
+    kinds: dict[str, str] = {}
     found: list[NamedProblem] = []
 
     def record(name: str) -> Callable[[nn.Conv2d, tuple[torch.Tensor], torch.Tensor], None]:
@@ -37,14 +38,28 @@ def conv_problems(model: nn.Module, image_size: int, batch: int) -> list[NamedPr
             vertical, horizontal = cast(Pair, module.padding)
             padding = (vertical, vertical, horizontal, horizontal)
             problem = ConvProblem(n, c, h, w, module.out_channels, r, s, stride, padding, dilation, module.groups)
-            found.append(NamedProblem(name, "dirac" if isinstance(module, DiracConv2d) else "plain", problem))
+            found.append(NamedProblem(name, kinds[name], problem))
 
         return hook
 
-    twin = copy.deepcopy(model).to("meta").eval()
-    for name, module in twin.named_modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(record(name))
+            kinds[name] = "dirac" if isinstance(module, DiracConv2d) else "plain"
+    copied = of_shapes(model)
+    for name in kinds:
+        copied.get_submodule(name).register_forward_hook(record(name))
     with torch.no_grad():
-        twin(torch.empty(batch, 3, image_size, image_size, device="meta"))
+        copied(torch.empty(batch, 3, image_size, image_size, device="meta"))
     return found
+
+
+def of_shapes(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` on the "meta" device, in evaluation mode, to run for shapes alone.
+
+    Its Dirac convolutions are plain ones: of the same shapes, without the preparation, which is most of the time there.
+    """
+    copied = copy.deepcopy(model).to("meta").eval()
+    for module in copied.modules():
+        if type(module) is DiracConv2d:
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+    return copied

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from triton_dirac.models.diracnet import PlainNet, Plan, cifar_plan, imagenet_plan
+from triton_dirac.models.diracnet import Parts, PlainNet, cifar_parts, imagenet_parts
 from triton_dirac.modules import DiracConv2d
 
 ALPHA_START, BETA_START, WEIGHT_STD = 5.0, 1e-3, 0.1
@@ -49,8 +49,8 @@ class ScalarDiracConv2d(DiracConv2d):
 class DiracNetV1(PlainNet):
     """A version 1 DiracNet; arguments as ``DiracNet``'s."""
 
-    def __init__(self, plan: Plan, backend: str) -> None:
-        super().__init__(*plan, partial(_block, backend=backend))
+    def __init__(self, parts: Parts, backend: str) -> None:
+        super().__init__(*parts, partial(_block, backend=backend))
         for module in self.modules():
             if isinstance(module, ScalarDiracConv2d):
                 module.reset_parameters()
@@ -70,14 +70,14 @@ def _block(in_channels: int, out_channels: int, backend: str) -> nn.Sequential:
 
 def diracnet_v1(depth: int = 28, width: int = 10, num_classes: int = 10, *, backend: str = "auto") -> DiracNetV1:
     """The CIFAR net DiracNet-depth-width of version 1; depth is 6n + 4."""
-    return DiracNetV1(cifar_plan(depth, width, num_classes), backend)
+    return DiracNetV1(cifar_parts(depth, width, num_classes), backend)
 
 
 def diracnet18_v1(num_classes: int = 1000, *, backend: str = "auto") -> DiracNetV1:
     """The ImageNet net DiracNet-18 of version 1."""
-    return DiracNetV1(imagenet_plan(18, num_classes), backend)
+    return DiracNetV1(imagenet_parts(18, num_classes), backend)
 
 
 def diracnet34_v1(num_classes: int = 1000, *, backend: str = "auto") -> DiracNetV1:
     """The ImageNet net DiracNet-34 of version 1."""
-    return DiracNetV1(imagenet_plan(34, num_classes), backend)
+    return DiracNetV1(imagenet_parts(34, num_classes), backend)

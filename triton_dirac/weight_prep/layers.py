@@ -106,7 +106,8 @@ class Flat:
             of = {dtype: flat.view(dtype) for dtype in dtypes}
             if views:
                 return [of[dtype].as_strided(shape, strides, offset) for dtype, shape, strides, offset in places]
-            return [of[d].new_empty(0).set_(of[d], offset, shape, strides) for d, shape, strides, offset in places]  # type: ignore[arg-type]
+            memory = flat.untyped_storage()
+            return [of[d].new_empty(0).set_(memory, offset, shape, strides) for d, shape, strides, offset in places]
 
         places, dtypes = self._places, {place.dtype for place in self._places}
         return steps.do_all(make, flat)
