@@ -30,11 +30,11 @@ PROBLEMS = {
     "stride 2": ConvProblem(2, 16, 7, 6, 32, 3, 3, stride=(2, 2), padding=ONE),
     "stride and tail": ConvProblem(1, 7, 7, 9, 17, 3, 3, stride=(2, 3), padding=ONE),
     "stride beyond the window": ConvProblem(2, 16, 7, 7, 16, 2, 1, stride=(3, 4)),
-    "dilation": ConvProblem(1, 16, 7, 8, 16, 3, 3, padding=(2, 2, 3, 3), dilation=(2, 3)),
+    "dilation": ConvProblem(1, 16, 5, 5, 16, 3, 3, padding=(2, 2, 3, 3), dilation=(2, 3)),
     "stride shares a factor with dilation": ConvProblem(
         1, 16, 9, 9, 16, 3, 3, stride=(2, 4), padding=(2, 2, 2, 2), dilation=(2, 2)
     ),
-    "uneven padding, even window": ConvProblem(1, 16, 5, 6, 24, 2, 4, padding=(0, 1, 1, 2)),
+    "uneven padding, even window": ConvProblem(1, 16, 3, 4, 24, 2, 4, padding=(0, 1, 1, 2)),
     "no padding": ConvProblem(1, 16, 6, 5, 16, 3, 2),
     "flat without padding": ConvProblem(1, 5, 6, 5, 7, 3, 2),
     "pointwise": ConvProblem(2, 40, 3, 3, 33, 1, 1),

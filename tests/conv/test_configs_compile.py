@@ -1,7 +1,8 @@
 """The tuning tables as a compiler sees them: no offered config spills or exceeds its target's shared memory.
 
-``python -m bench.compile --configs`` compiles them all, for half an hour. Here each target, kernel and loader has its
-heaviest config compiled: the one with the most accumulators a thread, which is the first to spill.
+``python -m bench.compile --configs`` compiles them all, for half an hour. Of each target, kernel, dtype and loader one
+config is the heaviest, with the most accumulators a thread, and the first to spill: here every third of these is
+compiled, of every target several.
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ def heaviest(jobs: list[Job]) -> list[Job]:
     return chosen
 
 
-def test_the_heaviest_config_of_each_kind_fits_and_does_not_spill():
-    jobs = heaviest(configs.jobs_of(dtypes=("bfloat16", "float32")))
+def test_the_heaviest_configs_fit_and_do_not_spill():
+    every = configs.jobs_of(dtypes=("bfloat16", "float32"))
+    jobs = heaviest(every)[::3]
     assert {job.target for job in jobs} == set(TARGETS)
+    assert {(job.kernel, job.dtype) for job in jobs} == {(job.kernel, job.dtype) for job in every}
     rows = rows_of(jobs, workers=1, timeout=120, counted=False)
     assert len(rows) >= len(jobs)
     assert all(row["registers"] > 0 for row in rows)
