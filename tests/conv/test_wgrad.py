@@ -269,6 +269,6 @@ def test_default_is_offered_and_its_workspace_bounded(batch, target):
         assert config in tuning.offered(problem, torch.float16, target)
         splits = tuning.split_k(problem, config, target)
         shape = workspace_shape(problem, config, splits)
-        assert shape is None or 4 * torch.Size(shape).numel() <= tuning.WORKSPACE_BYTES
+        assert shape is None or 4 * torch.Size(shape).numel() <= tuning.SPLIT_K_BYTES
         # Full batches walk one pixel of many images; others walk consecutive pixels.
         assert (config.loader != "gather") == (batch in (32, 128) and channels % 8 == 0)

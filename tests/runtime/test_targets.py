@@ -82,6 +82,7 @@ DATASHEETS = {
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.gpu)
 def test_rates_are_the_datasheets(gpu):
+    assert gpu.gpu in DATASHEETS, f"DATASHEETS has no row for {gpu.gpu}: add (teraFLOP/s, GB/s, GHz)"
     teraflops, gigabytes, gigahertz = DATASHEETS[gpu.gpu]
     clocks = gpu.units * gigahertz * 1e9
     assert gpu.multiply_adds == pytest.approx(teraflops * 1e12 / 2 / clocks, rel=0.01)

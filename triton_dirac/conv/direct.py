@@ -29,7 +29,7 @@ from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.targets import Target, target_of
 
 TILE = 2048  # elements of a tile: 16 a thread, two 16-byte loads of a 16-bit dtype
-WORKSPACE_BYTES = 16 * 2**20
+DIRECT_SPLIT_BYTES = 16 * 2**20  # float32 planes of the direct wgrad, at most
 
 
 @triton.jit
@@ -219,12 +219,12 @@ def plan_direct_dgrad(dy: Tensor, w: Tensor, dx: Tensor, alpha: Tensor | None, p
 
 
 def direct_split_k(problem: ConvProblem, target: Target) -> int:
-    """Splits of direct wgrad: four programs a unit, 16 steps each at least, ``WORKSPACE_BYTES`` at most."""
+    """Splits of direct wgrad: four programs a unit, 16 steps each at least, ``DIRECT_SPLIT_BYTES`` at most."""
     blocks = _blocks(problem.K)
     weights = problem.R * problem.S * (problem.C // problem.groups)
     programs = weights * triton.cdiv(problem.K, blocks["BLOCK_CHANNELS"])
     steps = triton.cdiv(problem.N * problem.P * problem.Q, blocks["BLOCK_PIXELS"])
-    bound = WORKSPACE_BYTES // (4 * problem.K * weights)
+    bound = DIRECT_SPLIT_BYTES // (4 * problem.K * weights)
     wanted = max(1, min(triton.cdiv(4 * target.units, programs), steps // 16, bound))
     return max(1, triton.cdiv(steps, triton.cdiv(max(steps, 1), wanted)))
 

@@ -216,7 +216,7 @@ def wgrad(
 
     dy: (N, K, P, Q) and x: (N, C, H, W), of one dtype and any memory format (channels_last is not copied).
     Sums are float32. precision, for float32 operands: "ieee", "tf32" or "tf32x3". The workspace of a split
-    reduction is at most ``wgrad_configs.WORKSPACE_BYTES`` unless ``split_k`` is forced higher or int32
+    reduction is at most ``wgrad_configs.SPLIT_K_BYTES`` unless ``split_k`` is forced higher or int32
     offsets ask for more splits.
     """
     steps = steps or Plan()

@@ -16,7 +16,7 @@ from triton_dirac.conv.config import Config, checked, has_vectors, with_all_regi
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import Target
 
-WORKSPACE_BYTES = 64 * 2**20  # float32 planes of a split reduction, at most
+SPLIT_K_BYTES = 64 * 2**20  # float32 planes of a split reduction, at most
 STEPS_PER_SPLIT = 8  # fewer would not fill the pipeline before the tile is stored
 FULL_STEPS = 0.9  # share of a batch-order step's images that must exist
 
@@ -140,11 +140,11 @@ def default(problem: ConvProblem, dtype: torch.dtype, target: Target, precision:
 def split_k(problem: ConvProblem, config: Config, target: Target) -> int:
     """The number of parts with the fewest estimated cycles, of those that fill the units 1, 2, ... 8 times.
 
-    The workspace stays within WORKSPACE_BYTES and a part has STEPS_PER_SPLIT steps at least, so problems with
+    The workspace stays within SPLIT_K_BYTES and a part has STEPS_PER_SPLIT steps at least, so problems with
     many tiles or few pixels are not split.
     """
     columns = problem.R * problem.S * (problem.C // problem.groups)
-    bound = min(_steps(problem, config) // STEPS_PER_SPLIT, WORKSPACE_BYTES // (4 * problem.K * columns))
+    bound = min(_steps(problem, config) // STEPS_PER_SPLIT, SPLIT_K_BYTES // (4 * problem.K * columns))
     candidates = {max(1, min(waves * target.units // _tiles(problem, config), bound)) for waves in range(1, 9)}
     # A float16 estimate: the order of splits does not depend on the dtype.
     return min(

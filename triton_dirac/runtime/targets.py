@@ -60,7 +60,7 @@ class Target:
         return wanted if has_it else "ieee"
 
 
-# The first of a name is what is compiled for where no GPU is at hand.
+# The first of a name is compiled for where no GPU is at hand; the first of a family lends its rates (``listed``).
 GPUS = (
     Target("cuda:80", "A100", 108, 163 * 1024, 1024, 60, 10.2),
     Target("cuda:89", "L4", 58, 99 * 1024, 512, 60, 2.5),
