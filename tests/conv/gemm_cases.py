@@ -22,7 +22,7 @@ PERSISTENT = Config(16, 16, 16, 4, 2, "persistent")
 TWO_PARTS = Config(16, 32, 32, 4, 2, "tile", extra_n=16)
 
 PROBLEMS = {
-    "taps fastest": ConvProblem(2, 16, 5, 6, 16, 3, 3, padding=ONE),
+    "taps fastest": ConvProblem(2, 16, 3, 4, 16, 3, 3, padding=ONE),
     "columns clamped": ConvProblem(1, 32, 4, 5, 20, 3, 3, padding=ONE),
     "channel tail across taps": ConvProblem(1, 24, 5, 5, 18, 3, 3, padding=ONE),
     "stem": ConvProblem(2, 3, 9, 9, 20, 3, 3, padding=ONE),
@@ -52,7 +52,7 @@ PROBLEMS = {
     "window larger than the image": ConvProblem(1, 16, 2, 2, 16, 5, 5, padding=(3, 3, 3, 3)),
 }
 BATCHED = {
-    "batch": ConvProblem(16, 16, 3, 4, 32, 3, 3, padding=ONE),
+    "batch": ConvProblem(16, 16, 2, 3, 32, 3, 3, padding=ONE),
     "batch not full": ConvProblem(19, 32, 2, 3, 20, 3, 2, padding=ONE),
     "batch, channel tail": ConvProblem(16, 24, 2, 2, 40, 3, 3, padding=ONE),
     "batch, stride": ConvProblem(16, 16, 5, 4, 16, 3, 3, stride=(2, 2), padding=ONE),
@@ -60,7 +60,7 @@ BATCHED = {
     "batch, groups": ConvProblem(16, 32, 2, 2, 32, 3, 3, padding=ONE, groups=2),
     "batch, last tile of columns shared": ConvProblem(16, 48, 1, 3, 72, 1, 3, padding=(0, 0, 1, 1)),
     "batch, 80 channels": ConvProblem(17, 80, 2, 2, 80, 2, 2, padding=(1, 0, 1, 0)),
-    "batch, no tap reaches the border": ConvProblem(16, 16, 2, 2, 16, 2, 2, padding=(3, 3, 3, 3)),
+    "batch, no tap reaches the border": ConvProblem(16, 16, 2, 1, 16, 2, 2, padding=(2, 2, 2, 2)),
     "batch, a window of which little is inside": ConvProblem(16, 16, 1, 2, 16, 7, 7, padding=(3, 3, 3, 3)),
 }
 
