@@ -74,7 +74,9 @@ def svg(*charts: Chart, narrow: bool = False) -> str:
         nobody = {"Date": None, "Creator": None}
         _draw(charts, narrow).savefig(out, format="svg", metadata=nobody, facecolor=PAPER)
     lines = (line.strip() for line in out.getvalue().splitlines())
-    return _MARKERS.sub(_slim, "\n".join(lines) + "\n")
+    title, text = map(html.escape, described(charts))
+    said = f"\n<title>{title}</title>\n<desc>{text}</desc>"
+    return _MARKERS.sub(_slim, re.sub("<svg[^>]*>", lambda tag: tag[0] + said, "\n".join(lines), count=1) + "\n")
 
 
 def png(*charts: Chart, dpi: int = 160) -> bytes:
@@ -85,18 +87,35 @@ def png(*charts: Chart, dpi: int = 160) -> bytes:
     return out.getvalue()
 
 
-def inline(document: str, name: str, description: str) -> str:
-    """An SVG for the page: no prologue, ids made unique, colours from the theme, described for readers."""
+def described(charts: Sequence[Chart]) -> tuple[str, str]:
+    """Title and text alternative: how the numbers were obtained, and each row with what stands at its end."""
+    rows = []
+    for chart in charts:
+        for heading, of in chart.groups:
+            said = [f"{row.name} {_end(row, chart.unit)}" for row in of]
+            rows.append(f"{heading}: {', '.join(said)}" if heading else ", ".join(said))
+    title = "; ".join(dict.fromkeys(chart.title for chart in charts))
+    return title, f"{'; '.join(dict.fromkeys(chart.label for chart in charts))}. {'. '.join(rows)}."
+
+
+def _end(row: Row, unit: str) -> str:
+    return row.text or (f"{row.centre.value:.2f}{unit}" if row.centre else "")
+
+
+def inline(document: str, name: str) -> str:
+    """An SVG for the page: no prologue, ids made unique, colours from the theme, title and text for readers."""
     body = document[document.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
     body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    for part in ("title", "desc"):
+        body = body.replace(f"<{part}>", f'<{part} id="{name}-{part}">', 1)
     for colour, variable in THEME.items():
         body = body.replace(colour, f"var(--{variable})")
     # Sizes in points would not shrink on a phone; the view box keeps the proportions.
     opening, rest = body.split(">", 1)
     opening = re.sub(r'\s(?:width|height|version|xmlns(?::xlink)?)="[^"]*"', "", opening)
     rest = rest.replace("xlink:href", "href")
-    return f'{opening} role="img" aria-label="{html.escape(description)}">{rest}'
+    return f'{opening} role="img" aria-labelledby="{name}-title {name}-desc">{rest}'
 
 
 _MARKERS = re.compile(r"<g>\n((?:<use [^>]*/>\n)+)</g>")
@@ -205,8 +224,7 @@ def _draw_row(
         if row.centre.has_interval:
             axes.plot([row.centre.low, row.centre.high], [middle] * 2, color=INK, lw=2.2, zorder=3)
         axes.plot([row.centre.value] * 2, [middle - 0.1, middle + 0.1], color=INK, lw=2.0, zorder=3)
-    text = row.text or (f"{row.centre.value:.2f}{unit}" if row.centre else "")
-    axes.text(1.02, middle, text, transform=beside, fontsize=9, va="center", weight="bold")
+    axes.text(1.02, middle, _end(row, unit), transform=beside, fontsize=9, va="center", weight="bold")
 
 
 def _legend(figure: Figure, chart: Chart, narrow: bool, bottom: float) -> None:

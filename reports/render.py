@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,9 @@ from reports.headline import headline, precision
 from reports.report import Report
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPT = (TEMPLATES / "script.js").read_text(
+    encoding="utf-8"
+)  # the page runs this one, known by its hash, and no other
 # Word -> (sign, CSS class): a sign beside every colour.
 SIGNS = {
     verdict.FASTER: ("▲", "good"), verdict.SAME: ("=", "even"), verdict.SLOWER: ("▼", "bad"),
@@ -36,8 +41,8 @@ def render(report: Report) -> dict[str, str]:
     svgs = {name: chart.svg(*charts) for name, charts in drawings.items()}
     shown = {
         name: {
-            "wide": Markup(chart.inline(svgs[name], f"{name}-w", charts[0].title)),
-            "narrow": Markup(chart.inline(chart.svg(*charts, narrow=True), f"{name}-n", charts[0].title)),
+            "wide": Markup(chart.inline(svgs[name], f"{name}-w")),
+            "narrow": Markup(chart.inline(chart.svg(*charts, narrow=True), f"{name}-n")),
             "label": "; ".join(dict.fromkeys(one.label for one in charts)),
         }
         for name, charts in drawings.items()
@@ -50,6 +55,7 @@ def render(report: Report) -> dict[str, str]:
         "overall": _records(report.overall),
         "extremes": page.extremes(report),
         "suites": page.suites(report),
+        "contenders": list(dict.fromkeys(report.comparisons["contender"])),
         "accuracy": _records(report.accuracy),
         "precision": precision(report),
         "counted": page.counted(report),
@@ -64,6 +70,8 @@ def render(report: Report) -> dict[str, str]:
         "margin": report.margin,
         "signs": SIGNS,
         "tallied": verdict.TALLIED,
+        "script": Markup(SCRIPT),
+        "script_hash": base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
     }
     rendered = {
         "summary.md": environment(markdown=True).get_template("summary.md.j2").render(context),
@@ -89,6 +97,7 @@ def csv(report: Report) -> dict[str, str]:
         "environment": environments,
         "verdicts": report.comparisons.drop(columns=["problem_key", "ours"], errors="ignore"),
         "geometric_means": report.groups,
+        "totals": report.totals,
         "overall": report.overall,
         "accuracy": results.accuracy.assign(**problems),
         "accuracy_summary": report.accuracy,
