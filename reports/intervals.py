@@ -57,8 +57,14 @@ def median(samples: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
     value = float(np.median(ordered))
     if n < FEWEST_SAMPLES:
         return Estimate(value, np.nan, np.nan)
-    k = max(int(stats.binom.ppf((1 - confidence) / 2, n, 0.5)), 1)
+    k = _rank(n, confidence)
     return Estimate(value, float(ordered[k - 1]), float(ordered[n - k]))
+
+
+@lru_cache(maxsize=256)
+def _rank(n: int, confidence: float) -> int:
+    """The k of the k-th smallest and k-th largest of n samples that enclose the median."""
+    return max(int(stats.binom.ppf((1 - confidence) / 2, n, 0.5)), 1)
 
 
 def ratio_of_medians(numerator: np.ndarray, denominator: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
