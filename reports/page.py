@@ -98,6 +98,21 @@ def extremes(report: Report) -> dict[str, Any]:
     }
 
 
+BRIEF = ("gpu", "cpu", "torch", "triton", "commit", "date")
+
+
+def brief(report: Report) -> dict[str, Any]:
+    """For the summary: each run in a line, what to be wary of, contenders with ours first."""
+    runs = []
+    for run in report.results.runs:
+        stated = [str(run["environment"].get(name) or "") for name in BRIEF]
+        said = [f"{name} {text[:40]}" for name, text in zip(BRIEF, stated, strict=True) if text]
+        runs.append({"file": run["file"], "said": ", ".join(said) or "environment not stated"})
+    wary = [f"{run['file']}: {text}" for run in tables.environments(report.results) for text in run["wary"]]
+    overall = sorted(report.overall.to_dict("records"), key=lambda row: not verdict.is_ours(row["contender"]))
+    return {"runs": runs, "wary": wary, "overall": overall}
+
+
 def kernels(report: Report) -> list[dict[str, Any]]:
     """For each kernel: a matrix of layers by targets, in each cell what was compiled there."""
     return [_matrix(part, ["net", "layer", "dtype"], "target") for _, part in _each(report.results.compiled, "kernel")]

@@ -36,7 +36,7 @@ MARKDOWN = str.maketrans(
 
 
 def render(report: Report) -> dict[str, str]:
-    """Relative path -> content of every text file: index.html, summary.md, tables/*.csv, figures/*.svg."""
+    """Relative path -> content of every text file: index.html, summary.md, full.md, tables/*.csv, figures/*.svg."""
     drawings = page.charts(report)
     svgs = {name: chart.svg(*charts) for name, charts in drawings.items()}
     shown = {
@@ -67,6 +67,7 @@ def render(report: Report) -> dict[str, str]:
         "kernels": page.kernels(report),
         "loops": page.loops(report),
         "not_run": _records(report.not_run),
+        "brief": page.brief(report),
         "margin": report.margin,
         "signs": SIGNS,
         "tallied": verdict.TALLIED,
@@ -75,6 +76,7 @@ def render(report: Report) -> dict[str, str]:
     }
     rendered = {
         "summary.md": environment(markdown=True).get_template("summary.md.j2").render(context),
+        "full.md": environment(markdown=True).get_template("full.md.j2").render(context),
         "index.html": environment().get_template("index.html.j2").render(context),
     }
     rendered |= {f"figures/{name}.svg": text for name, text in svgs.items()}

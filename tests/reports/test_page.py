@@ -173,10 +173,22 @@ def test_the_margin_and_the_baseline_can_be_chosen(tmp_path, small):
 
 
 def test_summary_holds_the_same_numbers(gpu):
-    text = (gpu / "summary.md").read_text()
+    text = (gpu / "full.md").read_text()
     for row in rows(gpu, "overall"):
         assert f"| {row['contender']} | {row['baseline']} | {row['faster']} | {row['same']} |" in text
         assert f"| {float(row['geomean']):.2f}× (" in text
+
+
+def test_the_summary_for_a_pull_request_is_short_and_names_the_losses(tmp_path):
+    text = (made(tmp_path, *[gpu_like_results()] * 5, compile_table()) / "summary.md").read_text()
+    assert len(text.splitlines()) < 60
+    for expected in (
+        "Largest losses of the Triton kernels, 5 of",
+        "| triton |",
+        "more contenders: full.md",
+        SYNTHETIC_GPU,
+    ):
+        assert expected in text
 
 
 # --- tables -----------------------------------------------------------------------------------------------
@@ -234,9 +246,10 @@ def test_hostile_names_stay_text(tmp_path, name):
     for file in (out / "figures").iterdir():
         tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(file).iter()}
         assert "script" not in tags
-    summary = (out / "summary.md").read_text()
-    assert "<script" not in summary
-    assert "<img" not in summary
+    for file in ("summary.md", "full.md"):
+        assert "<script" not in (out / file).read_text()
+        assert "<img" not in (out / file).read_text()
+    summary = (out / "full.md").read_text()
     lines = [line for line in summary.splitlines() if line.startswith("| conv")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines if "slower" not in line}) <= 2
 
@@ -365,7 +378,9 @@ def test_by_default_the_report_stands_beside_the_first_file(tmp_path, small):
     file = tmp_path / "results.json"
     file.write_text(json.dumps(small))
     assert main([str(file)]) == 0
-    assert {"index.html", "summary.md", "tables", "figures", "results.json"} == {f.name for f in tmp_path.iterdir()}
+    assert {"index.html", "summary.md", "full.md", "tables", "figures", "results.json"} == {
+        f.name for f in tmp_path.iterdir()
+    }
 
 
 @pytest.mark.parametrize("suffix, magic", [("svg", b"<?xml"), ("png", b"\x89PNG")])
@@ -398,7 +413,7 @@ def test_a_table_that_was_cut_off_says_so(tmp_path):
     whole = made(tmp_path / "whole", table | {"planned": len(table["rows"])})
     cut = made(tmp_path / "cut", table | {"planned": len(table["rows"]) + 30})
     warning = "The run was stopped before its end: 30 kernels are missing."
-    for name in ("index.html", "summary.md"):
+    for name in ("index.html", "summary.md", "full.md"):
         assert warning in (cut / name).read_text()
         assert "stopped before its end" not in (whole / name).read_text()
 
