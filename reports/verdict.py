@@ -8,6 +8,8 @@ device and clock, within one run. With the ratio r = median(baseline) / median(c
     same        the whole interval lies between the two
     ambiguous   the interval straddles a limit, or too few samples give none: undecided
 
+Of samples from several processes r is the median of each process's ratio, and the interval goes over the processes.
+
 A contender whose result failed the check against float64 has no time: ``wrong``. Where the baseline has none
 there is nothing to compare with: ``no baseline``.
 """
@@ -15,7 +17,7 @@ there is nothing to compare with: ``no baseline``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -53,6 +55,9 @@ MEANS = [
 GROUP = ["run", "suite", "pass", "net", "dtype", "device", "clock", "label"]
 
 
+Processes = Sequence[np.ndarray]  # the samples of each
+
+
 def is_ours(contender: str) -> bool:
     """Whether a contender runs a Triton kernel of this project as a user gets it: their names start so."""
     return contender.startswith("triton") and contender not in FORCED
@@ -85,7 +90,7 @@ def compare(
 
     Times are in seconds. Columns beside those of ``results.benchmarks``: baseline, ours, batch, median, low,
     high, ratio, ratio_low, ratio_high, flop_per_s, bytes_per_s, share (of the measured ceiling), verdict;
-    samples is their number.
+    samples and processes are their numbers.
     """
     benchmarks = results.benchmarks.assign(
         count=results.benchmarks["count"].fillna(1),
@@ -97,12 +102,12 @@ def compare(
     for key, group in benchmarks.groupby(COMPARABLE, sort=False):
         place, baseline = tuple(key[: len(WHERE)]), baselines[int(key[0]), key[1]]
         sound = group[[(*place, contender) not in refused for contender in group["contender"]]]
-        against = sound.loc[sound["contender"] == baseline, "samples"]
+        against = sound.loc[sound["contender"] == baseline, "processes"]
         samples = against.iloc[0] if len(against) else None
         environment = results.runs[int(key[0])]["environment"]
         rows += [_row(entry, baseline, samples, margin, environment) for entry in sound.to_dict("records")]
         wrong = [contender for *where, contender in refused if tuple(where) == place]
-        blank = {**group.iloc[0].to_dict(), "samples": np.empty(0), "host_us": np.nan}
+        blank = {**group.iloc[0].to_dict(), "processes": [], "host_us": np.nan}
         rows += [_row({**blank, "contender": name}, baseline, None, margin, environment) for name in wrong]
     return pd.DataFrame(rows, columns=[*benchmarks.columns, *ADDED])
 
@@ -167,20 +172,21 @@ def _means(known: pd.DataFrame, margin: float) -> dict:
     return dict(zip(MEANS, values, strict=True))
 
 
-def _row(entry: dict, baseline: str, against: np.ndarray | None, margin: float, environment: Mapping) -> dict:
-    samples = entry.pop("samples")
-    row = entry | {"baseline": baseline, "ours": is_ours(entry["contender"]), "samples": len(samples)}
+def _row(entry: dict, baseline: str, against: Processes | None, margin: float, environment: Mapping) -> dict:
+    processes: Processes = entry["processes"]
+    counts = {"samples": sum(map(len, processes)), "processes": len(processes)}
+    row = entry | {"baseline": baseline, "ours": is_ours(entry["contender"])} | counts
     nothing = intervals.Estimate(np.nan, np.nan, np.nan)
-    time = intervals.median(samples) if len(samples) else nothing
+    time = time_of(processes) if processes else nothing
     ratio = nothing
-    if not len(samples):
+    if not processes:
         verdict = WRONG
     elif entry["contender"] == baseline:
         verdict = BASELINE
     elif against is None:
         verdict = NO_BASELINE
     else:
-        ratio = intervals.ratio_of_medians(against, samples)
+        ratio = _ratio(against, processes)
         verdict = word(ratio, margin)
     return row | {
         "median": time.value, "low": time.low, "high": time.high,
@@ -188,6 +194,17 @@ def _row(entry: dict, baseline: str, against: np.ndarray | None, margin: float, 
         "flop_per_s": entry["flops"] / time.value, "bytes_per_s": entry["bytes"] / time.value,
         "share": ceilings.share(entry, time.value, environment), "verdict": verdict,
     }  # fmt: skip
+
+
+def time_of(processes: Processes) -> intervals.Estimate:
+    """The median time: of the samples, or of the processes' medians."""
+    return intervals.median(processes[0] if len(processes) == 1 else intervals.medians(processes))
+
+
+def _ratio(against: Processes, processes: Processes) -> intervals.Estimate:
+    if len(processes) == len(against) > 1:  # both in each process, timed in turns there
+        return intervals.ratio_of_processes(against, processes)
+    return intervals.ratio_of_medians(np.concatenate(against), np.concatenate(processes))
 
 
 def _refused(results: Results) -> dict[tuple, None]:
