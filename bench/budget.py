@@ -14,12 +14,12 @@ from bench.suite import STORAGE, Row
 SUITES = (
     ("conv", "*"),
     ("training_step", "*"),
-    ("training_step", "*"),
     ("weight_prep_nets", "forward_backward"),
     ("dirac_block", "forward_backward"),
     ("weight_prep_nets", "forward"),
     ("dirac_block", "forward"),
     ("weight_prep", "*"),
+    ("inference", "*"),
 )
 # As nets are trained on a GPU; a CPU times float32 alone.
 GPU_DTYPES = ("bfloat16", "float16", "tf32", "float32")

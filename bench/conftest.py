@@ -24,6 +24,7 @@ from bench.journal import Journal, JournalError
 from bench.lab import Lab
 from bench.layers import layers
 from bench.net_contenders import NET_WEIGHT_PREP
+from bench.net_inference import NET_INFERENCE
 from bench.net_training import TRAINING_STEP
 from bench.nets import NETS
 from bench.options import Selection, add_options, chosen, require_known
@@ -53,7 +54,7 @@ def _make_lab(config: pytest.Config) -> Lab:
     require_known("--nets", selection.nets, tuple(NETS))
     nets = (net for net in NETS if chosen(net, selection.nets))
     require_known("--layers", selection.layers, [layer.name for net in nets for layer in layers(net)])
-    contenders = (*WEIGHT_PREP, *CONV, *DIRAC_BLOCK, *NET_WEIGHT_PREP, *TRAINING_STEP)
+    contenders = (*WEIGHT_PREP, *CONV, *DIRAC_BLOCK, *NET_WEIGHT_PREP, *TRAINING_STEP, *NET_INFERENCE)
     for option, patterns in (("--contenders", selection.contenders), ("--without", selection.without)):
         require_known(option, patterns, [contender.name for contender in contenders])
     minutes = config.getoption("budget")

@@ -31,7 +31,7 @@ from triton_dirac.runtime.targets import TARGETS, Target, target_of
 TUNING: dict[str, ModuleType] = {"fprop": fprop_tuning, "dgrad": dgrad_tuning, "wgrad": wgrad_tuning}
 ABSENT_GPU = TARGETS["cuda:90"]  # the first to offer all loaders
 Prepare = Callable[[Config], tuple[Tensor, list[Launch]]]  # an empty output and what fills it
-FULL_BATCH = 128  # of images, which fill every tile of one image a row
+IMAGES = 128  # of images, which fill every tile of one image a row
 
 
 def forced(loader: str) -> tuple[Callable[..., str | None], Build]:
@@ -59,7 +59,7 @@ def forced(loader: str) -> tuple[Callable[..., str | None], Build]:
 
 def offered(loader: str, problem: ConvProblem, dtype: str, direction: str, device: torch.device) -> list[Config]:
     """The configs with ``loader`` that are worth measuring: of gather what one image is offered, all that can run."""
-    images = 1 if loader == "gather" else problem.N if device.type == "cuda" else FULL_BATCH
+    images = 1 if loader == "gather" else problem.N if device.type == "cuda" else IMAGES
     target = _target(device)
     found = TUNING[direction].offered(replace(problem, N=images), STORAGE[dtype], target, _precision(dtype, target))
     return [config for config in found if config.loader == loader]
@@ -107,7 +107,7 @@ def _preparer(work: Work) -> Prepare:
     problem, target = work.problem, target_of(work.device)
     precision = _precision(work.dtype, target)
     passes: dict[str, Prepare] = {
-        "fprop": lambda config: prepare_fprop(x, w, None, None, problem, precision=precision, config=config),
+        "fprop": lambda config: prepare_fprop(x, w, problem, precision=precision, config=config),
         "dgrad": lambda config: prepare_dgrad(dy, w, None, problem, precision=precision, config=config, target=target),
         "wgrad": lambda config: prepare_wgrad(
             dy, x, problem, dtype=w.dtype, precision=precision, config=config, target=target

@@ -22,6 +22,7 @@ import triton_dirac
 from bench.contenders import delta_of, eager_weight, weight_norm_weight
 from bench.net_contenders import replayed
 from bench.nets import NETS
+from bench.peak_memory import peak_bytes
 from bench.suite import Build, Contender, Results, Work
 from bench.timing import Call, Outcomes, Samples, interleaved
 from triton_dirac import models, reference
@@ -60,7 +61,7 @@ class Training:
 
     @property
     def classes(self) -> int:
-        return _structure(self.net).fc.out_features  # type: ignore[union-attr, return-value]
+        return structure(self.net).fc.out_features  # type: ignore[union-attr, return-value]
 
     @property
     def image_shape(self) -> tuple[int, int, int, int]:
@@ -77,7 +78,7 @@ def trainings(nets: Iterable[str], batch: int | None = None) -> list[Training]:
 
 
 @cache
-def _structure(net: str) -> nn.Module:
+def structure(net: str) -> nn.Module:
     """The net without data."""
     with torch.device("meta"):
         return NETS[net].build()
@@ -86,7 +87,7 @@ def _structure(net: str) -> nn.Module:
 def parameters_like(net: str, normal: Callable[..., Tensor]) -> tuple[Tensor, ...]:
     """Parameters as at the start of a training, drawn anew: alpha 1, beta 0.1, filters of kaiming_normal_'s size."""
     drawn = []
-    for name, parameter in _structure(net).named_parameters():
+    for name, parameter in structure(net).named_parameters():
         shape = parameter.shape
         if len(shape) > 1:
             drawn.append(normal(*shape) * (2 / shape[1:].numel()) ** 0.5)
@@ -107,7 +108,7 @@ def part_of(name: str) -> str:
 def cost(training: Training, storage: torch.dtype, direction: str) -> tuple[int, int]:
     """(flops of all convolutions, three passes but for the stem's dgrad; the bytes of the images): no least is known
     of the bytes, since fusion decides what need not move."""
-    model = _structure(training.net)
+    model = structure(training.net)
     problems = models.conv_problems(model, NETS[training.net].image_size, training.batch)
     flops = sum(problem.flops * (3 if kind == "dirac" else 2) for _, kind, problem in problems)
     return flops, torch.Size(training.image_shape).numel() * storage.itemsize
@@ -226,6 +227,7 @@ class StepTimer:
             self.sample()
         self.estimate = self._seconds[-1] * self._steps
         self._seconds, self._host = [], []
+        self._peak = peak_bytes(call)
 
     def sample(self) -> None:
         self._wait()
@@ -237,7 +239,7 @@ class StepTimer:
         self._seconds.append((time.perf_counter() - start) / self._steps)
 
     def samples(self) -> Samples:
-        return Samples(self._seconds, self._steps, 1e6 * statistics.median(self._host), WHOLE_STEPS)
+        return Samples(self._seconds, self._steps, 1e6 * statistics.median(self._host), WHOLE_STEPS, self._peak)
 
 
 def step_samples(calls: Mapping[str, Call]) -> Outcomes:

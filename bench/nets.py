@@ -45,8 +45,11 @@ def register_net(
     NETS[name] = Net(build, image_size, batch, by_default)
 
 
+MOST_LAYERS = 100  # of a published net that is registered: commands look through the layers of all nets
 for _name, _net in models.PUBLISHED.items():
-    register_net(_name, _net.build, _net.image_size, _net.batch, by_default=True)
+    if _net.depth > MOST_LAYERS:
+        continue
+    register_net(_name, _net.build, _net.image_size, _net.batch, by_default=_net.is_dirac)
 
 
 def repvgg_a0() -> nn.Module:

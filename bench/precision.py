@@ -98,15 +98,15 @@ def unrounded(layer: Layer, image: Tensor, weight: Tensor, alpha: Tensor, beta: 
         weight, alpha, beta, identity=form == "materialised", dtype=torch.bfloat16, backend="torch"
     )
     identity = alpha if form == "split" else None
-    return torch_backend.conv2d(image.float(), prepared.float(), None, identity, layer.problem, relu=False)
+    return torch_backend.conv2d(image.float(), prepared.float(), None, identity, layer.problem)
 
 
 def _truth(layer: Layer, image: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
     """(the output, what the filters add to it), in float64."""
     weight, alpha, beta = (tensor.double() for tensor in parameters)
     filters = reference.dirac_weight(weight, alpha, beta, identity=False)
-    added = torch_backend.conv2d(image.double(), filters, None, None, layer.problem, relu=False)
-    output = torch_backend.conv2d(image.double(), filters, None, alpha, layer.problem, relu=False)
+    added = torch_backend.conv2d(image.double(), filters, None, None, layer.problem)
+    output = torch_backend.conv2d(image.double(), filters, None, alpha, layer.problem)
     return output, added
 
 

@@ -1,119 +1,108 @@
-"""What a call costs the host: Python and dispatcher time of our functions beside torch's own convolution.
+"""What a call costs the host, launches included: Python, dispatcher and driver, of one layer and of whole nets' steps.
 
-On a GPU the calls are real and the clock stops before the device is done. On a CPU the kernels' launches are left
-out, while torch's convolution of a few pixels is not: what it computes there takes some 3 us.
+On a GPU the calls are real, and the clock stops before the device is done. On a CPU a row runs in a process of its own
+beside a stubbed driver: see ``host_calls``.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from bench.options import chosen
+from bench.host_calls import COMPILED, LAYER, ONE_LAYER, PASSES, Subject, host_samples, subjects
+from bench.options import Selection, chosen
 from bench.results import KINDS, Entries, sizes
 from bench.suite import names
-from bench.timing import Call, Outcomes, Samples, interleaved
-from triton_dirac import DiracConv2d, conv2d, dirac_conv2d
-from triton_dirac.conv.problem import ConvProblem
-from triton_dirac.runtime import launch
+from bench.timing import Outcomes, Samples
 
 SUITE = "host_overhead"
-PROBLEM = ConvProblem(1, 8, 4, 4, 8, 3, 3, padding=(1, 1, 1, 1))
-CALLS, ROUNDS = 200, 25
-KEY = (SUITE, "forward", "any net", "8x4x4-8 3x3", "float32")
-CONTENDERS = ("torch", "conv2d", "dirac_conv2d", "DiracConv2d")
+STUBBED = "host, driver stubbed"
+ON_A_GPU = "wall clock of the host"
+WORKER_SECONDS = 300
+ROOT = Path(__file__).parents[1]
 
 
-@contextmanager
-def launches_left_out(device: torch.device) -> Iterator[None]:
-    """Nothing on a GPU. On a CPU kernels would run in the interpreter, whose time means nothing."""
-    run = launch.Launch.run
-    if device.type == "cpu":
-        launch.Launch.run = lambda self: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        launch.Launch.run = run  # type: ignore[method-assign]
+def key_of(subject: Subject, direction: str) -> tuple[str, str, str, str, str]:
+    return SUITE, direction, subject.net, subject.name, "float32"
 
 
-def calls_of(device: torch.device) -> dict[str, Call]:
-    """Training calls in float32: the input and all parameters want gradients."""
-    layer = DiracConv2d(8, 8, 3, padding=1, bias=False, backend="triton").to(device)
-    image = torch.randn(PROBLEM.input_shape, device=device).to(memory_format=torch.channels_last).requires_grad_()
-    weight, alpha, beta = layer.weight, layer.alpha, layer.beta
-    return {
-        "torch": lambda: F.conv2d(image, weight, None, 1, 1),
-        "conv2d": lambda: conv2d(image, weight, None, 1, 1, backend="triton"),
-        "dirac_conv2d": lambda: dirac_conv2d(image, weight, alpha, beta, None, 1, 1, backend="triton"),
-        "DiracConv2d": lambda: layer(image),
-    }
+def asked_for(selection: Selection, contender: str) -> bool:
+    left_out = bool(selection.without) and chosen(contender, selection.without)
+    return chosen(contender, selection.contenders) and not left_out
 
 
-class HostTimer:
-    """Seconds per call on the host; a GPU's queue is drained between samples."""
-
-    estimate = 0.0  # as many samples as there are rounds, however long they take
-
-    def __init__(self, call: Call, device: torch.device) -> None:
-        self._call, self._device, self._seconds = call, device, list[float]()
-        self._elapsed()
-
-    def sample(self) -> None:
-        self._seconds.append(self._elapsed())
-
-    def samples(self) -> Samples:
-        return Samples(self._seconds, CALLS)
-
-    def _elapsed(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        start = time.perf_counter()
-        for _ in range(CALLS):
-            self._call()
-        return (time.perf_counter() - start) / CALLS
+def in_a_worker(subject: Subject, direction: str, contenders: Sequence[str]) -> Outcomes:
+    """``host_samples`` beside a stubbed driver, which a process that interprets kernels cannot have."""
+    own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    own |= {"TRITON_DIRAC_AUTOTUNE": "0", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [sys.executable, "-m", "bench.host_worker", subject.net, direction, *contenders]
+    done = subprocess.run(command, env=own, cwd=ROOT, capture_output=True, text=True, timeout=WORKER_SECONDS)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[1:])} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
+    return {name: _outcome(**found) for name, found in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
-def host_samples(calls: Mapping[str, Call], device: torch.device) -> Outcomes:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # waking others for a few pixels would be torch's convolution's loss
-    try:
-        with launches_left_out(device):
-            return interleaved(calls, lambda call: HostTimer(call, device), 0.0, ROUNDS, ROUNDS)
-    finally:
-        torch.set_num_threads(threads)
+def _outcome(error: str | None = None, seconds: Sequence[float] = (), calls: int = 1) -> Samples | Exception:
+    return Samples(list(seconds), calls) if error is None else RuntimeError(error)
 
 
-def entries(outcomes: Outcomes, device: torch.device) -> Entries:
+def measured(subject: Subject, direction: str, contenders: Sequence[str], device: torch.device) -> Outcomes:
+    if device.type == "cuda":
+        return host_samples(subject, direction, device, contenders.__contains__)
+    return in_a_worker(subject, direction, contenders)
+
+
+def entries(subject: Subject, direction: str, outcomes: Mapping[str, Samples | Exception], device: str) -> Entries:
     """What the row adds to the results file."""
+    key = key_of(subject, direction)
     found: Entries = {kind: [] for kind in KINDS}
     for contender, outcome in outcomes.items():
-        row = names(KEY, contender)
+        row = names(key, contender)
         if isinstance(outcome, Exception):
-            found["not_run"].append({**row, "failed": True, "reason": f"{type(outcome).__name__}: {outcome}"})
+            reason = f"{type(outcome).__name__}: {outcome}"
+            # That torch compiles nothing here (no compiler, say) is the machine's affair.
+            found["not_run"].append({**row, "failed": contender not in COMPILED, "reason": reason})
             continue
-        info = {
+        info: dict[str, Any] = {
             **row,
             "count": 1,
-            "device": device.type,
+            "device": device,
             "label": "measured",
-            "clock": "wall clock of the host" + ("" if device.type == "cuda" else ", launches left out"),
-            "problem": sizes(PROBLEM),
-            "calls_per_sample": CALLS,
+            "clock": ON_A_GPU if device == "cuda" else STUBBED,
+            "problem": sizes(LAYER),
+            "layers": subject.layers,
+            "calls_per_sample": outcome.calls,
         }
         data = [round(seconds, 10) for seconds in outcome.seconds]
-        found["benchmarks"].append({"name": " ".join((*KEY, contender)), "extra_info": info, "stats": {"data": data}})
+        found["benchmarks"].append({"name": " ".join((*key, contender)), "extra_info": info, "stats": {"data": data}})
     return found
 
 
+PLACES = [
+    (subject.net, direction, name) for subject in subjects() for direction in PASSES for name in subject.contenders
+]
+
+
 @pytest.mark.benchmark(group=SUITE)
-@pytest.mark.parametrize("contender", CONTENDERS)
-def test_host_overhead(benchmark, lab, contender):
-    if not chosen(contender, lab.selection.contenders) or lab.selection.layers or lab.selection.nets:
+@pytest.mark.parametrize("net, direction, contender", PLACES)
+def test_host_overhead(benchmark, lab, net, direction, contender):
+    selection = lab.selection
+    of_net = net == ONE_LAYER if selection.nets is None else False
+    selected = of_net or (net != ONE_LAYER and chosen(net, selection.nets))
+    if selection.layers or not selected or not asked_for(selection, contender):
         pytest.skip("not selected")
-    row = lab.once(KEY, CONTENDERS, lambda: entries(host_samples(calls_of(lab.device), lab.device), lab.device))
+    subject = next(subject for subject in subjects() if subject.net == net)
+    contenders = [name for name in subject.contenders if asked_for(selection, name)]
+    measure = partial(measured, subject, direction, contenders, lab.device)
+    key = key_of(subject, direction)
+    row = lab.once(key, contenders, lambda: entries(subject, direction, measure(), lab.device.type))
     lab.give(benchmark, row, contender)

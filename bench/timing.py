@@ -23,12 +23,14 @@ WALL, WALL_COLD, EVENTS = "wall clock", "wall clock, cold L2", "device events, c
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds per call, one for each sample; calls made per sample; on a GPU the host's us per call; whose clock."""
+    """Seconds per call, one for each sample; calls made per sample; on a GPU the host's us per call; whose clock; the
+    most memory that a call holds."""
 
     seconds: list[float]
     calls: int = 1
     host_us: float | None = None
     clock: str = WALL
+    peak_bytes: int | None = None
 
     @property
     def median(self) -> float:

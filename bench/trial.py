@@ -199,6 +199,7 @@ class Trial:
             "flops": flops,
             "bytes": moved,
             "host_us": samples.host_us,
+            "peak_bytes": samples.peak_bytes,
             "calls_per_sample": samples.calls,
             **self._state,
             **self._info.get(contender.name, {}),

@@ -1,5 +1,7 @@
 """python -m reports RESULTS.json [COMPILE.json ...] [--output DIR]: render a comparison report.
 
+python -m reports compare OLD NEW [...]: what changed between runs; see ``compare``.
+
 Exit code 0 when the report is written, 2 when the input cannot be used or the output not be written.
 """
 
@@ -11,15 +13,18 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from reports import chart, files, page, render, verdict
+from reports import arguments, chart, compare, files, page, render, verdict
 from reports.headline import headline
 from reports.load import ACCEPTED, ReportError, load
 from reports.report import Report, build
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Read, compare, write; prints the headline and where the page is."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if given is None else list(given)
+    if given[:1] == ["compare"]:
+        return compare.main(given[1:])
+    options = _parser().parse_args(given)
     directory = options.output or options.files[0].parent
     try:
         report = build(load(options.files), baselines=dict(options.baseline), margin=options.margin / 100)
@@ -70,16 +75,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Render a comparison report from results files.",
         epilog=ACCEPTED,
     )
-    parser.add_argument("files", nargs="+", type=_path, metavar="RESULTS.json")
+    parser.add_argument("files", nargs="+", type=arguments.path, metavar="RESULTS.json")
     parser.add_argument(
-        "--output", type=_path, metavar="DIR", help="where to write the report; default: beside the first file"
+        "--output", type=arguments.path, metavar="DIR", help="where to write the report; default: beside the first file"
     )
     parser.add_argument(
         "--baseline", action="append", default=[], type=_baseline, metavar="SUITE=CONTENDER",
         help="compare a suite's contenders with this one; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--margin", type=_percent, default=verdict.DEFAULT_MARGIN * 100, metavar="PERCENT",
+        "--margin", type=arguments.percent, default=verdict.DEFAULT_MARGIN * 100, metavar="PERCENT",
         help="differences within this are called the same; default: %(default)g",
     )  # fmt: skip
     parser.add_argument(
@@ -98,30 +103,10 @@ def _baseline(text: str) -> tuple[str, str]:
     return suite, contender
 
 
-def _percent(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 100:
-        raise argparse.ArgumentTypeError(f"{text!r}: accepted is a number of percent from 0 to 100")
-    return value
-
-
 def _picture(text: str) -> Path:
     if Path(text).suffix not in (".svg", ".png"):
         raise argparse.ArgumentTypeError(f"{text!r}: accepted is a name that ends in .svg or .png")
-    return _path(text)
-
-
-def _path(text: str) -> Path:
-    """``~`` is the home directory here too: no shell expands it in --output=~/report."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        if text.partition("/")[0] != "~":
-            return Path(text)  # nobody's home: a file of that name
-        raise argparse.ArgumentTypeError(f"{text!r}: {error} Accepted is a path") from None
+    return arguments.path(text)
 
 
 if __name__ == "__main__":

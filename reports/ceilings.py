@@ -23,13 +23,15 @@ def share(entry: Mapping[str, Any], seconds: float, environment: Mapping[str, An
 
 
 def rates(row: Mapping[str, Any]) -> str:
-    """545 TFLOP/s · 1.86 TB/s · 69 %, as far as it is known; "" where nothing is."""
+    """545 TFLOP/s · 1.86 TB/s · 69 % · peak 1.2 GB, as far as it is known; "" where nothing is."""
     known = [
         _with_prefix(row[name], unit) for name, unit in (("flop_per_s", "FLOP/s"), ("bytes_per_s", "B/s"))
         if row.get(name) and np.isfinite(row[name])
     ]  # fmt: skip
     if np.isfinite(row.get("share", np.nan)):
         known.append(f"{row['share']:.0%}")
+    if np.isfinite(row.get("peak_bytes", np.nan)):
+        known.append(f"peak {_with_prefix(row['peak_bytes'], 'B')}")
     return " · ".join(known)
 
 

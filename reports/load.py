@@ -40,8 +40,8 @@ DEEPEST = 20  # levels of lists and objects: ours have six, and Python's own lim
 BENCHMARK_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
     "device": TEXT, "clock": TEXT, "label": TEXT, "count": WHOLE, "nets": OTHER,
-    "published_batch": WHOLE, "flops": NUMBER, "bytes": NUMBER, "host_us": NUMBER, "mhz": NUMBER, "problem": PROBLEM,
-    "samples": OTHER, "processes": OTHER,
+    "published_batch": WHOLE, "flops": NUMBER, "bytes": NUMBER, "host_us": NUMBER, "peak_bytes": NUMBER,
+    "mhz": NUMBER, "problem": PROBLEM, "samples": OTHER, "processes": OTHER,
 }  # fmt: skip
 ACCURACY_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,

@@ -66,8 +66,8 @@ def render(report: Report) -> dict[str, str]:
         "tallied": verdict.TALLIED,
     }
     rendered = {
-        "summary.md": _environment(markdown=True).get_template("summary.md.j2").render(context),
-        "index.html": _environment().get_template("index.html.j2").render(context),
+        "summary.md": environment(markdown=True).get_template("summary.md.j2").render(context),
+        "index.html": environment().get_template("index.html.j2").render(context),
     }
     rendered |= {f"figures/{name}.svg": text for name, text in svgs.items()}
     return rendered | {f"tables/{name}.csv": text for name, text in csv(report).items()}
@@ -155,9 +155,9 @@ def _digits(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
-def _environment(*, markdown: bool = False) -> Environment:
+def environment(*, markdown: bool = False) -> Environment:
     """Templates that escape every value: as HTML for the page, as Markdown for the summary."""
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=not markdown,
         undefined=StrictUndefined,
@@ -166,9 +166,9 @@ def _environment(*, markdown: bool = False) -> Environment:
         keep_trailing_newline=True,
         finalize=(lambda value: str(value).translate(MARKDOWN)) if markdown else None,
     )
-    environment.filters |= {"time": time, "ratio": ratio, "number": number, "rates": rates}
-    environment.globals |= {"span": span, "problem": tables.describe_problem}
-    return environment
+    made.filters |= {"time": time, "ratio": ratio, "number": number, "rates": rates}
+    made.globals |= {"span": span, "problem": tables.describe_problem}
+    return made
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -107,7 +107,7 @@ def compare(
         environment = results.runs[int(key[0])]["environment"]
         rows += [_row(entry, baseline, samples, margin, environment) for entry in sound.to_dict("records")]
         wrong = [contender for *where, contender in refused if tuple(where) == place]
-        blank = {**group.iloc[0].to_dict(), "processes": [], "host_us": np.nan}
+        blank = {**group.iloc[0].to_dict(), "processes": [], "host_us": np.nan, "peak_bytes": np.nan}
         rows += [_row({**blank, "contender": name}, baseline, None, margin, environment) for name in wrong]
     return pd.DataFrame(rows, columns=[*benchmarks.columns, *ADDED])
 

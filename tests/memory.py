@@ -39,7 +39,9 @@ def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
         tensor = allocate(*args, **kwargs)
         if tensor.dtype == torch.uint8:
             return tensor.fill_(0xFF)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+        if tensor.is_floating_point():
+            tensor.detach().fill_(float("nan"))  # also of one that was asked for with requires_grad
+        return tensor
 
     return poisoned
 

@@ -30,6 +30,7 @@ FPROP, DGRAD, WGRAD = (f"tests/conv/test_{name}.py" for name in ("fprop", "dgrad
 SINGLE, MULTI = (f"tests/weight_prep/test_{name}.py" for name in ("single", "multi"))
 TESTS = {
     "triton_dirac/conv/gather.py": (FPROP, DGRAD, "-k", "not every_config and not tile"),
+    "triton_dirac/conv/epilogue.py": (FPROP, "-k", "activation"),
     "triton_dirac/conv/taps.py": (FPROP, DGRAD, "-k", "not every_config"),
     "triton_dirac/conv/descriptor.py": (FPROP, DGRAD, "-k", "tile or half or infinities"),
     "triton_dirac/conv/persistent.py": (FPROP, DGRAD, "-k", "tile or persistent or half or infinities"),

@@ -192,3 +192,48 @@ def test_functions_honour_torch_function():
     assert td.conv2d(stand, WEIGHT)[0] is td.conv2d
     assert td.dirac_conv2d(IMAGE, stand, ALPHA, BETA)[0] is td.dirac_conv2d
     assert td.dirac_weight(WEIGHT, stand, BETA)[0] is td.dirac_weight
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_integer_images_are_refused_and_not_rounded(dims, autocast):
+    layer = (td.DiracConv1d, td.DiracConv2d, td.DiracConv3d)[dims - 1](3, 4, 3)
+    image = torch.full((1, 3, *[6] * dims), 257)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        with pytest.raises(TypeError, match=r"input must be floating-point, got torch\.int64"):
+            layer(image)
+        with pytest.raises(TypeError, match=r"input must be floating-point"), td.prepared(layer):
+            layer(image)
+
+
+def test_integer_images_of_a_convolution_are_named():
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match=r"input.*int64"):
+        td.conv2d(torch.full((1, 8, 6, 6), 257), torch.ones(4, 8, 3, 3))
+
+
+@pytest.mark.parametrize("name", ["weight", "alpha", "beta"])
+def test_sparse_tensors_are_refused(name):
+    """torch adds a sparse vector to a slice out of bounds: sparse alpha wrote beyond the filters' memory."""
+    given = {"weight": torch.ones(2, 1, 2, 1), "alpha": torch.ones(2), "beta": torch.ones(2)}
+    given[name] = given[name].to_sparse()
+    with pytest.raises((TypeError, ValueError), match=name):
+        td.dirac_weight(**given)
+    with pytest.raises((TypeError, ValueError), match=name):
+        td.dirac_weights([tuple(given.values())])
+    with pytest.raises((TypeError, ValueError), match=name):
+        td.dirac_conv2d(torch.ones(1, 1, 4, 4), **given)
+    if name == "alpha":
+        with pytest.raises(TypeError, match=r"alpha must be a dense tensor, got one of layout torch\.sparse_coo"):
+            td.conv2d(torch.ones(1, 1, 4, 4), given["weight"], alpha=given["alpha"])
+
+
+@pytest.mark.parametrize("name", ["input", "weight"])
+@pytest.mark.parametrize("backend", ["auto", "torch", "triton"])
+def test_sparse_images_and_filters_are_refused_by_every_backend(name, backend, device):
+    given = {"input": torch.ones(1, 2, 4, 4, device=device), "weight": torch.ones(2, 2, 3, 3, device=device)}
+    given[name] = given[name].to_sparse()
+    ones = torch.ones(2, device=device)
+    with pytest.raises(TypeError, match=f"{name} must be a dense tensor"):
+        td.conv2d(**given, backend=backend)
+    with pytest.raises(TypeError, match=f"{name} must be a dense tensor"):
+        td.dirac_conv2d(**given, alpha=ones, beta=ones, backend=backend)

@@ -12,6 +12,7 @@ import triton_dirac as td
 from tests.placement import DEVICE
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import reference
+from triton_dirac.conv.epilogue import ACTIVATIONS
 from triton_dirac.identity_term import diagonal
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -65,7 +66,7 @@ IMAGE = torch.randn(2, 4, 8, 8)
         ({"eps": 0.0}, ValueError, r"eps must be positive, got 0.0"),
         ({"form": "folded"}, ValueError, r"form must be one of 'split', 'materialised', got 'folded'"),
         ({"backend": "cuda"}, ValueError, r"backend must be one of 'auto', 'triton', 'torch', got 'cuda'"),
-        ({"activation": "gelu"}, ValueError, r"activation must be None or 'relu', got 'gelu'"),
+        ({"activation": "gelu"}, ValueError, r"activation must be None or one of 'relu', 'silu', got 'gelu'"),
         ({"precision": "tf64"}, ValueError, r"precision must be None or one of .* got 'tf64'"),
     ],
 )
@@ -148,7 +149,7 @@ def test_dirac_conv2d_and_every_gradient(geometry, dtype, form, backend, device)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("alphas", [1, 7])
 def test_conv2d_with_every_epilogue_from_an_expanded_gradient(alphas, activation, backend, device):
     image, weight = torch.randn(2, 5, 6, 7, device=device), torch.randn(7, 5, 3, 3, device=device)
@@ -165,6 +166,65 @@ def test_conv2d_with_every_epilogue_from_an_expanded_gradient(alphas, activation
     actual = run(td.conv2d, torch.float32, backend=backend, precision="ieee")
     for name, mine, theirs in zip(names, actual, expected, strict=True):
         assert_as_good_as_torch(f"{backend} {name}", mine, theirs)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dirac_conv2d_with_an_activation_and_every_gradient(dtype, activation, backend, device):
+    """Twice: the second call is done as the first was."""
+    names = ("input", "weight", "alpha", "beta", "bias")
+    for _ in range(2):
+        image = torch.randn(2, 4, 5, 6, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        leaves = [image, *dirac_arguments(dtype=dtype, device=device), torch.randn(6, dtype=dtype, device=device)]
+        grad = torch.randn(2, 6, 5, 6, device=device, dtype=dtype)
+
+        def run(function, dtype, leaves=leaves, grad=grad, **options):
+            tensors = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
+            output = function(*tensors, padding=1, activation=activation, **options)
+            return [output.detach(), *torch.autograd.grad(output, tensors, grad.to(dtype))]
+
+        expected, in_dtype = run(reference.dirac_conv2d, torch.float64), run(reference.dirac_conv2d, dtype)
+        actual = run(td.dirac_conv2d, dtype, backend=backend)
+        for name, *three in zip(("output", *names), actual, expected, in_dtype, strict=True):
+            assert_as_good_as_torch(f"{backend} {name}", *three)
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_of_activations_at_extremes_are_torchs(dtype, activation, backend):
+    infinity = float("inf")
+    shifts = torch.tensor([-infinity, -6e4, -104.0, -90.0, -20.0, -0.0, 0.0, 20.0, 6e4, infinity, float("nan")])
+    image, weight = torch.zeros(1, 2, 3, 3, dtype=dtype), torch.zeros(11, 2, 1, 1, dtype=dtype)
+
+    def run(function, dtype, **options):
+        bias = shifts.to(image.dtype).to(dtype).requires_grad_()
+        output = function(image.to(dtype), weight.to(dtype), bias, activation=activation, **options)
+        return torch.autograd.grad(output[:, :, 0, 0].sum(), bias)[0]
+
+    expected = run(reference.conv2d, torch.float64).to(dtype)
+    actual = run(td.conv2d, dtype, backend=backend)
+    torch.testing.assert_close(actual, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_autocast_of_an_activation(activation, backend):
+    narrow = [t.bfloat16() for t in (IMAGE, WEIGHT, ALPHA)]
+
+    def run(function, dtype, **options):
+        x, w, b = (t.to(dtype).requires_grad_() for t in narrow)
+        output = function(x, w, b, padding=1, activation=activation, **options)
+        return output, *torch.autograd.grad(output, (x, w, b), torch.ones_like(output))
+
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        results = run(td.conv2d, torch.float32, backend=backend)
+    assert [result.dtype for result in results] == [torch.bfloat16, *[torch.float32] * 3]
+    expected, in_dtype = run(reference.conv2d, torch.float64), run(reference.conv2d, torch.bfloat16)
+    for name, mine, theirs, rounded in zip("yxwb", results, expected, in_dtype, strict=True):
+        assert_as_good_as_torch(name, mine.detach(), theirs.detach(), rounded.detach())
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

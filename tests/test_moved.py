@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from triton_dirac.moved import MOVED
+from tests.tolerance import assert_as_good_as_torch
+from triton_dirac import reference
+from triton_dirac.moved import FORMER_CALLS, MOVED
 
 pytestmark = pytest.mark.cpu
 
@@ -18,7 +21,9 @@ def test_a_former_name_gives_todays_module(name):
         del sys.modules[known]
     with pytest.warns(DeprecationWarning, match=f"triton_dirac.{name} is triton_dirac.{MOVED[name]} now"):
         former = importlib.import_module(f"triton_dirac.{name}")
-    assert former is importlib.import_module(f"triton_dirac.{MOVED[name]}")
+    today = importlib.import_module(f"triton_dirac.{MOVED[name]}")
+    assert (former is today) == (MOVED[name] not in FORMER_CALLS)
+    assert set(vars(former)) == set(vars(today))
     assert former.__name__ == former.__spec__.name == f"triton_dirac.{MOVED[name]}"
 
 
@@ -37,6 +42,24 @@ assert ConvProblem is today and timings.Store and tables.DescriptorTables
     )
     assert done.returncode == 0, done.stderr
     assert "triton_dirac.problem is triton_dirac.conv.problem now" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("relu", [False, True])
+def test_former_calls_take_bias_alpha_and_relu(relu, device):
+    from triton_dirac.kernels import conv_direct, conv_fprop
+
+    from triton_dirac.conv.problem import ConvProblem
+
+    problem = ConvProblem(1, 2, 3, 3, 2, 3, 3, padding=(1, 1, 1, 1))
+    x, w = torch.randn(problem.input_shape, device=device), torch.randn(problem.weight_shape, device=device)
+    bias, alpha = torch.randn(2, device=device), torch.randn(2, device=device)
+    activation = "relu" if relu else None
+    expected = reference.conv2d(*(t.double() for t in (x, w, bias)), padding=1, alpha=alpha, activation=activation)
+    for former in (conv_direct.direct_fprop, conv_fprop.fprop):
+        assert_as_good_as_torch("output", former(x, w, bias, alpha, problem, relu=relu), expected)
+    (launch,) = conv_direct.plan_direct_fprop(x, w, torch.empty_like(x), None, None, problem, relu=relu)
+    assert launch.constexprs["ACTIVATION"] == activation
 
 
 def test_other_names_are_unknown():

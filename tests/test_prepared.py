@@ -5,9 +5,14 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 import triton_dirac as td
+from tests.runtime.test_remembered import calls_of
 from triton_dirac import prepared
+from triton_dirac.prepared import _dirac_layers
+from triton_dirac.runtime import launch
+from triton_dirac.runtime.plan import _Launched
 
 BACKENDS = ["torch", "triton"]
 
@@ -216,3 +221,37 @@ def test_unused_and_frozen_layers_are_left_alone(backend):
     (used * torch.randn_like(used)).sum().backward()
     assert all(t.grad is not None for t in layers[0])
     assert all(t.grad is None for t in (*frozen, *layers[2]))
+
+
+@pytest.mark.parametrize("backward, most", [(False, 135), (True, 300)])
+def test_a_steady_prepared_net_makes_few_calls_a_layer(backward, most, monkeypatch):
+    """What the host does for one more layer, counted instead of timed; launches are left out."""
+    monkeypatch.setattr(launch.Launch, "run", lambda self: None)
+    image = torch.randn(1, 8, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+
+    def calls(layers: int) -> int:
+        many = (td.DiracConv2d(8, 8, 3, padding=1, bias=False, backend="triton") for _ in range(layers))
+        net = nn.Sequential(*many)
+
+        def step() -> None:
+            with td.prepared(net):
+                output = net(image)
+            if backward:
+                torch.autograd.grad(output, list(net.parameters()), output)
+
+        for _ in range(3):
+            step()
+        with monkeypatch.context() as patched:  # in place of a launch by the compiled kernel
+            patched.setattr(_Launched, "by_jit", lambda self, tensors: None)
+            return len(calls_of(step))
+
+    found = (calls(8) - calls(4)) / 4
+    assert found <= most, found
+
+
+def test_a_layer_in_two_places_is_prepared_once():
+    layer = td.DiracConv2d(4, 4, 3, padding=1)
+    net = nn.Sequential(layer, nn.Sequential(nn.ReLU(), layer), td.DiracConv2d(4, 4, 3, padding=1))
+    found = _dirac_layers(net)
+    assert found == [module for module in net.modules() if isinstance(module, td.DiracConv2d)]
+    assert len(found) == 2

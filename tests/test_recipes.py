@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +30,14 @@ PAGE = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
 pytestmark = pytest.mark.cpu
 
 
-def recipe(title: str) -> str:
-    """The Python of a section."""
+def blocks(title: str) -> list[str]:
+    """The Python of a section, block by block."""
     (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE))
+    return re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+
+
+def recipe(title: str) -> str:
+    return "\n".join(blocks(title))
 
 
 def changed(module: ModuleType, after: str, line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -109,6 +116,57 @@ def test_a_config_too_many_meets_an_error_that_helps(monkeypatch):
     monkeypatch.setattr(tables, "_NO_DESCRIPTORS", tables._NO_DESCRIPTORS + more)
     with pytest.raises(ValueError, match=r"cuda:80: \d+ rows, at most 24, since .* take out one"):
         configs.jobs_of(["cuda:80"], ["float16"], ["fprop"])
+
+
+def test_activation(tmp_path):
+    """In a copy of the package, by a process of its own: kernels are read from their files."""
+    shutil.copytree(ROOT / "triton_dirac", tmp_path / "triton_dirac", ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "triton_dirac" / "conv" / "epilogue.py"
+    source = file.read_text(encoding="utf-8")
+    kernel, row = blocks("An activation")
+    for line, changed_to in (
+        ("    return z\n", f"{kernel}    return z\n"),
+        ("ACTIVATIONS = {\n", "ACTIVATIONS = {\n" + row),
+    ):
+        assert source.count(line) == 1
+        source = source.replace(line, changed_to)
+    file.write_text(source, encoding="utf-8")
+    program = tmp_path / "use.py"
+    program.write_text(WITH_LEAKY_RELU, encoding="utf-8")
+    own = {"PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env={**os.environ, **own})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "triton_dirac"), "8"]
+
+
+WITH_LEAKY_RELU = """
+import torch
+import triton_dirac as td
+from pathlib import Path
+from triton_dirac import reference
+
+torch.manual_seed(0)
+shapes = (2, 16, 3, 4), (16, 16, 3, 3), (16,), (16,), (16,)
+leaves = [torch.randn(shape) for shape in shapes]
+grad, checked = torch.randn(2, 16, 3, 4), 0
+
+def run(function, dtype, groups, **options):
+    x, w, a, b, bias = (leaf.to(dtype).requires_grad_() for leaf in leaves)
+    w = w[:, : 16 // groups]  # 16 groups: the direct kernels
+    how = dict(padding=1, groups=groups, activation="leaky_relu", **options)
+    outputs = function.dirac_conv2d(x, w, a, b, bias, **how), function.conv2d(x, w, bias, alpha=a, **how)
+    gradients = torch.autograd.grad(outputs, (x, a, b, bias), [grad.to(dtype)] * 2)
+    return *outputs, *gradients
+
+for groups in (1, 16):
+    exact = run(reference, torch.float64, groups)
+    assert (exact[0] < 0).any()
+    for backend in ("triton", "torch", "triton", "torch"):
+        for mine, theirs in zip(run(td, torch.float32, groups, backend=backend), exact, strict=True):
+            torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4)
+        checked += 1
+print(Path(td.__file__).parent, checked)
+"""
 
 
 def test_kernel(monkeypatch):

@@ -1,5 +1,6 @@
 """Triton kernels for Dirac-parameterised convolutions (DiracNets, arXiv 1706.00388)."""
 
+from triton_dirac.branches import from_repvgg
 from triton_dirac.conversion import from_conv
 from triton_dirac.folding import fold
 from triton_dirac.functional import conv2d, dirac_conv2d, dirac_weight, dirac_weights
@@ -21,6 +22,7 @@ __all__ = [
     "dirac_weights",
     "fold",
     "from_conv",
+    "from_repvgg",
     "parameter_groups",
     "prepared",
 ]

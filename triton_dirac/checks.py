@@ -3,14 +3,16 @@
 Every error names the argument and its value and says what is accepted: TypeError for types and dtypes, ValueError for
 shapes and values.
 
-``stand_ins`` and ``exact_geometry`` come before anything is looked up under arguments as they are: 2, 2.0 and True are
-equal keys, and only the first is a stride. What an earlier call asked for must not decide what this one may.
+``stand_ins``, ``spelled`` and ``exact_geometry`` come before anything is looked up under arguments as they are: 2, 2.0
+and True are equal keys, and only the first is a stride. What an earlier call asked for must not decide what this one
+may.
 """
 
 from __future__ import annotations
 
+import marshal
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import Any, NamedTuple
@@ -18,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from triton_dirac.conv.epilogue import ACTIVATIONS
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.tracing import is_plain
 
-ACTIVATIONS = (None, "relu")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 TENSOR_TYPES = (Tensor, torch.nn.Parameter)
 LAYER = ("weight", "alpha", "beta")
@@ -35,7 +37,6 @@ class Call(NamedTuple):
     """A checked convolution: the problem, and how it is to be computed."""
 
     problem: ConvProblem
-    relu: bool
     precision: str
 
     @property
@@ -71,6 +72,17 @@ def _stand_ins(names: tuple[str, ...], required: tuple, optional: tuple) -> tupl
             raise TypeError(f"{name} must be {accepted}, got {_described(tensor)}")
         others.append(tensor)
     return tuple(others)
+
+
+def spelled(options: tuple) -> bytes | None:
+    """The arguments that are no tensors as bytes, which tell 2 from 2.0 and True, though these are equal keys. None for
+    arguments that are not plain values, and for torch.compile: their calls are not remembered."""
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        return marshal.dumps(options, 2)  # later versions' bytes depend on how often an object is referred to
+    except ValueError:
+        return None
 
 
 def _described(value: Any) -> str:
@@ -185,12 +197,9 @@ def _no_pair(name: str, value: Any, least: int) -> str:
 
 def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision) -> Call:
     """The convolution that the arguments of ``conv2d`` describe, its geometry exact; a lone image is a batch of one."""
-    check_same_device(input=input, weight=weight, bias=bias, alpha=alpha)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or 'relu', got {activation!r}")
-    if precision is not None and precision not in PRECISIONS:
-        names = ", ".join(map(repr, PRECISIONS))
-        raise ValueError(f"precision must be None or one of {names}, got {precision!r}")
+    check_memory(input=input, weight=weight, bias=bias, alpha=alpha)
+    _check_choice("activation", activation, ACTIVATIONS)
+    _check_choice("precision", precision, PRECISIONS)
     if input.dim() != 4:
         raise ValueError(f"input must have shape (N, C, H, W) or (C, H, W), got {tuple(input.shape)}")
     traced = not is_plain(input, weight)  # sizes may be symbols, which have no hash
@@ -205,7 +214,12 @@ def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, ac
     )
     if bias is not None:
         _check_bias(bias, problem.K, input.dtype)
-    return Call(problem, activation == "relu", precision or "default")
+    return Call(problem, precision or "default")
+
+
+def _check_choice(name: str, value: Any, accepted: Iterable[str]) -> None:
+    if value not in (None, *accepted):
+        raise ValueError(f"{name} must be None or one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 
 def _pair(name: str, value: IntOrPair, least: int) -> tuple[int, int]:
@@ -263,21 +277,26 @@ def _sides(padding, stride, dilation, window) -> tuple[int, int, int, int]:
     return (top, bottom, left, right)
 
 
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Integers are refused and never rounded, under autocast too: 257 is 256 in bfloat16."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating-point, got {tensor.dtype}")
+
+
 def check_dirac_arguments(weight, alpha, beta, eps, groups, ranks) -> None:
     if weight.dim() not in ranks:
         window = "R, S" if ranks == (4,) else "*window"
         raise ValueError(f"weight must have shape (K, C / groups, {window}), got {tuple(weight.shape)}")
     if 0 in weight.shape[2:]:  # no centre for the identity
         raise ValueError(f"weight must have a window of one tap or more, got shape {tuple(weight.shape)}")
-    if not weight.is_floating_point():
-        raise TypeError(f"weight must be floating-point, got {weight.dtype}")
+    check_floating("weight", weight)
     filters = weight.shape[0]
     groups = as_index(groups)
     if groups is None or groups < 1 or filters % groups:
         raise ValueError(f"groups must be a positive integer that divides weight's {filters} filters, got {groups!r}")
     check_per_filter("alpha", alpha, filters, "weight", weight.dtype)
     check_per_filter("beta", beta, filters, "weight", weight.dtype)
-    check_same_device(weight=weight, alpha=alpha, beta=beta)
+    check_memory(weight=weight, alpha=alpha, beta=beta)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps!r}")
 
@@ -322,7 +341,7 @@ def check_layers_arguments(
         try:
             weight, alpha, beta = layer
             check_dirac_arguments(weight, alpha, beta, eps, group, (3, 4, 5))
-            check_same_device(**{"layers[0]'s weight": layers[0][0], "weight": layer[0]})
+            check_memory(**{"layers[0]'s weight": layers[0][0], "weight": layer[0]})
         except (TypeError, ValueError) as error:
             raise type(error)(f"layers[{index}]: {error}") from None
 
@@ -334,7 +353,11 @@ def check_per_filter(name: str, tensor: Tensor, filters: int, owner: str, dtype:
         raise TypeError(f"{name} must have {owner}'s dtype {dtype} or float32, got {tensor.dtype}")
 
 
-def check_same_device(**tensors: Tensor | None) -> None:
+def check_memory(**tensors: Tensor | None) -> None:
+    """All are dense (torch adds sparse ones to slices out of bounds) and on one device."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got one of layout {tensor.layout}")
     (first, reference), *rest = tensors.items()
     for name, tensor in rest:
         if tensor is not None and tensor.device != reference.device:  # type: ignore[union-attr]

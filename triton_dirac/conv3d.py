@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from triton_dirac.checks import check_floating
 from triton_dirac.functional import dirac_weight
 from triton_dirac.identity_term import identity_rows
 from triton_dirac.runtime.tracing import autocast_dtype
@@ -38,6 +39,7 @@ def dirac_conv3d(
     geometry = (stride, padding, dilation, groups)
     if has_torch_function_unary(input):
         return handle_torch_function(dirac_conv3d, (input,), *tensors, *geometry, form=form, backend=backend)
+    check_floating("input", input)
     dtype = autocast_dtype(input) or input.dtype
     split = is_split(form, dtype)
     filters = dirac_weight(weight, alpha, beta, identity=not split, dtype=dtype, groups=groups, backend=backend)

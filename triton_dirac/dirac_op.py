@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from triton_dirac.conv import op as conv
+from triton_dirac.conv.epilogue import bias_gradient, keeps_output
 from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.planned import Planned
 from triton_dirac.runtime.register import (
@@ -39,7 +40,7 @@ class DiracSettings(NamedTuple):
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
     groups: int
-    relu: bool
+    activation: str | None
     precision: str
     auto: bool
 
@@ -69,7 +70,7 @@ def _fake(image, weight, alpha, beta, bias, *arguments):
 _planned = Planned(_plan_forward, lambda *arguments: _plan_gradients(*arguments))
 _dirac_conv2d = define(
     f"dirac_conv2d(Tensor image, Tensor weight, Tensor alpha, Tensor beta, Tensor? bias, float eps, bool split, "
-    f"{GEOMETRY}, bool relu, str precision, bool auto) -> (Tensor, Tensor, Tensor)",
+    f"{GEOMETRY}, str? activation, str precision, bool auto) -> (Tensor, Tensor, Tensor)",
     planned_run(_planned, tensors=5),
     _fake,
 )
@@ -85,31 +86,32 @@ def _setup(ctx, inputs, output):
 def _keep(ctx, tensors, settings: DiracSettings, filters, norm, output) -> None:
     """What the backward needs."""
     ctx.settings = settings
-    ctx.save_for_backward(*tensors, filters, norm, output if settings.relu else None)
+    ctx.save_for_backward(*tensors, filters, norm, output if keeps_output(settings.activation) else None)
 
 
 def _plan_gradients(
     steps: Plan | None, grad, image, weight, alpha, beta, bias, filters, norm, result, s: DiracSettings, needed
 ):
     """Of image, weight, alpha, beta and bias, where needed; without ``steps`` by operators, for whoever looks on."""
-    do, dgrad, wgrad, prep_backward = through(
+    do, conv2d, dgrad, wgrad, prep_backward = through(
         steps,
+        (conv.plan_conv, conv.conv2d_op),
         (conv.plan_dgrad, conv.conv_dgrad),
         (conv.plan_wgrad, conv.conv_wgrad),
         (prep.plan_backward, prep.weight_prep_backward),
     )
     need_image, need_weight, need_alpha, need_beta, need_bias = needed
-    if s.relu:
-        grad = do(partial(torch.ops.aten.threshold_backward, threshold=0), grad, result)
+    identity = alpha if s.split else None
+    grad = conv.before_activation(do, conv2d, grad, image, filters, bias, identity, result, s.conv)
     rest = (*s.geometry, s.precision, s.auto)
     dimage = dweight = dalpha = dbeta = dbias = None
     if need_image:
-        dimage = dgrad(grad, filters, alpha if s.split else None, tuple(image.shape), *rest)
+        dimage = dgrad(grad, filters, identity, tuple(image.shape), *rest)
     if need_weight or need_alpha or need_beta:
         dfilters = wgrad(grad, image, tuple(weight.shape), image.dtype, *rest)
         dweight, dalpha, dbeta = prep_backward(dfilters, weight, alpha, beta, norm, s.eps, True, s.groups)
     if need_bias:
-        dbias = do(partial(conv.bias_gradient, dtype=bias.dtype), grad)
+        dbias = do(partial(bias_gradient, dtype=bias.dtype), grad)
     return dimage, dweight, dalpha, dbeta, dbias
 
 
@@ -161,5 +163,5 @@ class _DiracConv2d(torch.autograd.Function):
         return *_gradients(ctx, grad), None, None
 
 
-# relu?(conv(x, What) + bias), differentiable; tensors are (x, W, alpha, beta, bias).
+# activation(conv(x, What) + bias), differentiable; tensors are (x, W, alpha, beta, bias).
 dirac_conv2d_again, dirac_conv2d = entry(_DiracConv2d, _planned, lambda *arguments: _dirac_conv2d(*arguments)[0])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -18,14 +19,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from triton_dirac.fold_evidence import Evidence, Pairs, changed_forwards, copy_of, gather, is_norm
-from triton_dirac.fold_example import ROUGHLY, Check, agreeing, check_of, ordinary, pairs_seen, plainly
+from triton_dirac.fold_example import ROUGHLY, Check, Fold, agreeing, check_of, ordinary, pairs_seen, plainly
+from triton_dirac.fold_separate import can_separate, make_separate, unit_filters
+from triton_dirac.module_checks import check_choice
 from triton_dirac.modules import _DiracConv
 
 NOTHING: Any = object()
+IDENTITIES = ("folded", "separate")
 
 
 @plainly()
-def fold(model: nn.Module, *, example: Any = NOTHING, norms: bool = True) -> nn.Module:
+def fold(model: nn.Module, *, example: Any = NOTHING, norms: bool = True, identity: str = "folded") -> nn.Module:
     """A copy of a module or model in plain torch.nn: Dirac convolutions become ordinary, batch-norms go.
 
     >>> folded = fold(model.eval(), example=images)
@@ -50,6 +54,10 @@ def fold(model: nn.Module, *, example: Any = NOTHING, norms: bool = True) -> nn.
         norms: False leaves all batch-norms where they are, in any mode: for another's fuser to find (timm's
             ``reparameterize_model``, ``torch.nn.utils.fusion``), which would take a Dirac layer's W for its filters.
 
+        identity: "separate" keeps alpha * s * x out of the filters, of Dirac layers with odd windows padded by their
+            half and without groups: such a layer becomes a ``ConvPlusIdentity``, a convolution and a scale of each
+            channel, whose filters can be rounded to int8 without losing what lies beside the identity.
+
     Raises:
         RuntimeError: a module is in training mode, where batch-norm depends on the batch.
         TypeError, ValueError: a Dirac convolution overrides forward, is parametrised or has tensors made by hooks
@@ -58,18 +66,20 @@ def fold(model: nn.Module, *, example: Any = NOTHING, norms: bool = True) -> nn.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_choice("identity", identity, IDENTITIES)
     _check_mode(model, norms)
+    folding = partial(_fold, separate=identity == "separate")
     layers = [name for name, module in model.named_modules() if isinstance(module, _DiracConv)]
     _check_layers(model, layers)
     evidence = gather(copy_of(model))
     proved = evidence.proved if norms else {}
     if example is NOTHING:
         _refuse_what_is_read(evidence, layers)
-        return _fold_proved(model, proved, layers, evidence, warn=norms)
+        return _fold_proved(model, proved, layers, evidence, folding, warn=norms)
     example = ordinary(example)
     seen = pairs_seen(model, example) if norms else {}
     others = {conv: norm for conv, norm in seen.items() if conv not in proved and evidence.allows(conv, norm)}
-    return _fold_checked(model, proved, others, layers, check_of(model, example, _fold), example)
+    return _fold_checked(model, proved, others, layers, check_of(model, example, folding), example)
 
 
 def _check_mode(model: nn.Module, norms: bool) -> None:
@@ -101,12 +111,14 @@ def _refuse_what_is_read(evidence: Evidence, layers: Sequence[str]) -> None:
             )
 
 
-def _fold_proved(model: nn.Module, pairs: Pairs, layers: Sequence[str], evidence: Evidence, *, warn: bool) -> nn.Module:
-    folded = _fold(copy_of(model), pairs, layers)
+def _fold_proved(
+    model: nn.Module, pairs: Pairs, layers: Sequence[str], evidence: Evidence, folding: Fold, *, warn: bool
+) -> nn.Module:
+    folded = folding(copy_of(model), pairs, layers)
     changed = changed_forwards(copy_of(folded), evidence, [*layers, *pairs, *pairs.values()])
     if changed:  # forwards that ask what class a layer is, or a batch-norm for its eps: leave them their batch-norms
         pairs = {conv: norm for conv, norm in pairs.items() if not any(_is_in(conv, owner) for owner in changed)}
-        folded = _fold(copy_of(model), pairs, layers)
+        folded = folding(copy_of(model), pairs, layers)
         for owner in changed_forwards(copy_of(folded), evidence, [*layers, *pairs, *pairs.values()]):
             raise ValueError(
                 f"the forward of {owner or 'the model'} ({type(model.get_submodule(owner)).__name__}) asks its Dirac "
@@ -141,12 +153,12 @@ def _fold_checked(
     if not check.agrees(pairs, layers):
         _refuse_what_disagrees(check, layers)
         pairs = agreeing(check, layers, {}, pairs)
-    if check.dtype is not None and not Check(model, example, _fold, None, ROUGHLY).agrees(pairs, layers):
+    if check.dtype is not None and not Check(model, example, check.fold, None, ROUGHLY).agrees(pairs, layers):
         raise ValueError(
             "the folded model agrees with this one on the example in float64, and in its own dtype it does not: its "
             "forward depends on the dtype, or its values exceed it"
         )
-    return _fold(copy_of(model), pairs, layers)
+    return check.fold(copy_of(model), pairs, layers)
 
 
 def _refuse_what_disagrees(check: Check, layers: Sequence[str]) -> None:
@@ -167,20 +179,22 @@ def _refuse_what_disagrees(check: Check, layers: Sequence[str]) -> None:
 # --- folding ----------------------------------------------------------------------------------------------
 
 
-def _fold(model: nn.Module, pairs: Pairs, layers: Sequence[str]) -> nn.Module:
+def _fold(model: nn.Module, pairs: Pairs, layers: Sequence[str], *, separate: bool) -> nn.Module:
     """Fold Dirac layers and pairs in place; a layer that is the model itself as well."""
     for name in {**dict.fromkeys(layers), **pairs}:
         conv = model.get_submodule(name)
         norm = model.get_submodule(pairs[name]) if name in pairs else None
-        _fold_conv(conv, norm)  # type: ignore[arg-type]
+        _fold_conv(conv, norm, separate and can_separate(conv))  # type: ignore[arg-type]
     return model
 
 
-def _fold_conv(conv: _ConvNd, norm: _BatchNorm | None) -> None:
+def _fold_conv(conv: _ConvNd, norm: _BatchNorm | None, separate: bool) -> None:
     """Make ``conv`` plain and ``norm`` an identity, both in place: whoever else holds them sees the same."""
     dtype, trained = conv.weight.dtype, conv.weight.requires_grad
+    term = None
     if isinstance(conv, _DiracConv):
-        weight = conv._float64_weight()
+        weight = unit_filters(conv) if separate else conv._float64_weight()
+        term = conv.alpha.detach().double().expand(conv.out_channels) if separate else None
         conv.reparameterize()
     else:
         weight = conv.weight.double()
@@ -191,7 +205,10 @@ def _fold_conv(conv: _ConvNd, norm: _BatchNorm | None) -> None:
         bias = (-mean if conv.bias is None else conv.bias.double() - mean) * scale
         bias = bias if norm.bias is None else bias + norm.bias.double()
         weight = weight * scale.view((-1,) + (1,) * (weight.dim() - 1))
+        term = None if term is None else term * scale
         conv.bias = nn.Parameter(bias.to(dtype), requires_grad=trained)
         norm.__dict__ = nn.Identity().eval().__dict__
         norm.__class__ = nn.Identity  # type: ignore[assignment]
     conv.weight = nn.Parameter(weight.to(dtype), requires_grad=trained)
+    if term is not None:
+        make_separate(conv, term)

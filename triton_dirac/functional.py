@@ -7,7 +7,6 @@ errors are ``checks``'s.
 
 from __future__ import annotations
 
-import marshal
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from triton_dirac import checks
-from triton_dirac.checks import IntOrPair, check_call, check_dirac_arguments, check_per_filter
+from triton_dirac.checks import IntOrPair, check_call, check_dirac_arguments, check_per_filter, spelled
 from triton_dirac.conv import torch_backend as conv_torch
 from triton_dirac.runtime.remembered import Remembered
 from triton_dirac.runtime.tracing import autocast_dtype, is_observed, is_plain, is_transformed
@@ -212,7 +211,7 @@ def conv2d(
         stride, padding, dilation, groups: as torch's; padding also "same" or "valid".
         alpha: (K,) or (1,), in the input's dtype or float32: the split form's identity term. It adds to filter d
             of each group alpha * its input channel d under the window's centre, in float32; None adds nothing.
-        activation: None or "relu", fused into the same pass.
+        activation: None, "relu" or "silu", fused into the same pass; silu's backward convolves once more.
         precision: of float32 products: "ieee", "tf32" or "tf32x3"; by default what
             ``torch.backends.cudnn.conv.fp32_precision`` says.
         backend: "triton", "torch", or "auto": the faster on a GPU, torch elsewhere and for float64.
@@ -227,7 +226,7 @@ def conv2d(
     """
     tensors = (input, weight, bias, alpha)
     optional = bias is None, alpha is None
-    options = _spelled((optional, stride, padding, dilation, groups, activation, precision, backend))
+    options = spelled((optional, stride, padding, dilation, groups, activation, precision, backend))
     how: dict[str, Any] = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
     if others := checks.stand_ins(checks.CONV, (input, weight), (bias, alpha)):
         return _hand_over(conv2d, others, input, weight, bias, stride, padding, dilation, groups, **how)
@@ -247,8 +246,8 @@ def conv2d(
     if alpha is not None:
         check_per_filter("alpha", alpha, weight.shape[0], "input", input.dtype)
     if not use_triton(backend, input.dtype, input.device):
-        return conv_torch.conv2d(input, weight, bias, alpha, call.problem, relu=call.relu)
-    settings = conv_op.ConvSettings(*call.geometry, call.relu, call.precision, backend == "auto")
+        return conv_torch.conv2d(input, weight, bias, alpha, call.problem, activation)
+    settings = conv_op.ConvSettings(*call.geometry, activation, call.precision, backend == "auto")
     return conv_op.conv2d(tensors, settings, options)
 
 
@@ -288,7 +287,7 @@ def dirac_conv2d(
     Source: DiracNets, arXiv 1706.00388.
     """
     tensors = (input, weight, alpha, beta, bias)
-    options = _spelled((bias is None, stride, padding, dilation, groups, form, eps, activation, precision, backend))
+    options = spelled((bias is None, stride, padding, dilation, groups, form, eps, activation, precision, backend))
     how: Any = {"form": form, "eps": eps, "activation": activation, "precision": precision, "backend": backend}
     if others := checks.stand_ins(checks.DIRAC, (input, weight, alpha, beta), (bias,)):
         return _hand_over(dirac_conv2d, others, *tensors, stride, padding, dilation, groups, **how)
@@ -305,6 +304,7 @@ def dirac_conv2d(
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
     check_dirac_arguments(weight, alpha, beta, eps, groups, (4,))
+    checks.check_floating("input", input)
     if weight.dtype not in (input.dtype, torch.float32):
         raise TypeError(f"weight must have input's dtype {input.dtype} or float32, got {weight.dtype}")
     call = check_call(input, weight, bias, None, stride, padding, dilation, groups, activation, precision)
@@ -319,20 +319,9 @@ def dirac_conv2d(
             groups=groups,
             backend="torch",
         )
-        return conv_torch.conv2d(input, prepared, bias, alpha if split else None, call.problem, relu=call.relu)
-    settings = dirac_op.DiracSettings(eps, split, *call.geometry, call.relu, call.precision, backend == "auto")
+        return conv_torch.conv2d(input, prepared, bias, alpha if split else None, call.problem, activation)
+    settings = dirac_op.DiracSettings(eps, split, *call.geometry, activation, call.precision, backend == "auto")
     return dirac_op.dirac_conv2d(tensors, settings, options)
-
-
-def _spelled(options: tuple) -> bytes | None:
-    """The arguments that are no tensors as bytes, which tell 2 from 2.0 and True, though these are equal keys. None for
-    arguments that are not plain values, and for torch.compile: their calls are not remembered."""
-    if torch.compiler.is_compiling():
-        return None
-    try:
-        return marshal.dumps(options, 2)  # later versions' bytes depend on how often an object is referred to
-    except ValueError:
-        return None
 
 
 def _ready(tensor: Tensor, dtype: torch.dtype | None, backend: str) -> Tensor:
@@ -340,7 +329,7 @@ def _ready(tensor: Tensor, dtype: torch.dtype | None, backend: str) -> Tensor:
     Triton's may run. The backward takes the copy, too."""
     if dtype is not None:
         tensor = tensor.to(dtype)
-    if not is_plain(tensor):
+    if not is_plain(tensor) or tensor.layout is not torch.strided:  # the latter is refused next, by name
         return tensor
     may_launch = backend == "triton" or (backend == "auto" and tensor.is_cuda)
     if may_launch and tensor.dim() == 4 and tensor.dtype in TRITON_DTYPES:

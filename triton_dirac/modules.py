@@ -236,8 +236,8 @@ class _DiracConv(nn.modules.conv._ConvNd):
         # parametrizations.weight_norm's does for checkpoints of the older weight_norm, must reach the submodules.
         delta = state_dict.pop(prefix + "delta", None)
         for name in ("alpha", "beta"):  # version 1, and version 2 at first, had one scalar a layer
-            tensor = state_dict.get(prefix + name)
-            if tensor is not None and tuple(tensor.shape) == (1,):
+            tensor, own = state_dict.get(prefix + name), self._parameters.get(name)
+            if tensor is not None and tuple(tensor.shape) == (1,) and (own is None or own.shape != tensor.shape):
                 state_dict[prefix + name] = tensor.repeat(self.out_channels)
         self.loading = True
         try:
@@ -254,7 +254,8 @@ class _DiracConv(nn.modules.conv._ConvNd):
                 f"{tuple(self.weight.shape)} in the model"
             )
             return
-        for identity in ("dirac", "tiled") if self._can_be_tiled() else ("dirac",):
+        known = ("dirac", "tiled") if self._can_be_tiled() else ("dirac",)
+        for identity in sorted(known, key=lambda name: name != self.identity):  # the own one first: some are both
             if torch.equal(delta, self._make_delta(identity, delta.dtype, delta.device)):
                 self.identity = identity
                 return
@@ -360,7 +361,12 @@ class DiracConv3d(_DiracConv, nn.Conv3d):
 def state_of(tensors: Sequence[Tensor]) -> tuple:
     """What tells whether weight, alpha and beta are still those, and as they were, that filters were prepared from."""
     weight, alpha, beta = tensors
-    now = None if torch.compiler.is_compiling() else versions(tensors)  # unknown to who compiles
+    now: Any = None  # unknown to who compiles
+    if not torch.compiler.is_compiling():
+        try:
+            now = weight._version, alpha._version, beta._version
+        except RuntimeError:  # of inference mode
+            now = tuple(versions(tensors))
     return torch.is_grad_enabled(), id(weight), id(alpha), id(beta), now
 
 

@@ -41,7 +41,7 @@ def prepared(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         ValueError: ``model`` has no Dirac convolution.
     """
-    layers = [module for module in model.modules() if isinstance(module, _DiracConv)]
+    layers = _dirac_layers(model)
     if not layers:
         raise ValueError(f"model must contain Dirac convolutions, got {type(model).__name__} without any")
     handle = model.register_forward_pre_hook(_Hook(model, layers))
@@ -51,6 +51,21 @@ def prepared(model: nn.Module) -> Iterator[nn.Module]:
         handle.remove()
         for layer in layers:
             layer.prepared = None
+
+
+def _dirac_layers(model: nn.Module) -> list[_DiracConv]:
+    """In the order of ``model.modules()``, whose generators in each other take a step of many layers 1 us a layer."""
+    layers, waiting, seen = [], [model], set()
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            if isinstance(module, _DiracConv):
+                layers.append(module)
+            for child in reversed(module._modules.values()):
+                if child is not None:
+                    waiting.append(child)
+    return layers
 
 
 class _Hook:

@@ -74,14 +74,14 @@ def conv2d(
     """activation(conv(input, weight) + bias + alpha * x[centre tap]): every fused epilogue, unfused.
 
     alpha: (K,), (1,) or None; the last term is conv(input, diag(alpha) * I), for filters that have an identity.
-    activation: None or "relu". All else as ``F.conv2d``'s.
+    activation: None, or the name of one of ``torch.nn.functional``'s. All else as ``F.conv2d``'s.
     """
     output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     if alpha is not None:
         delta = dirac_delta(tuple(weight.shape), groups, dtype=weight.dtype, device=weight.device)
         term = F.conv2d(input, delta, None, stride, padding, dilation, groups)
         output = output + alpha.to(output.dtype).view(-1, 1, 1) * term
-    return output.relu() if activation == "relu" else output
+    return output if activation is None else getattr(F, activation)(output)
 
 
 def dirac_conv2d(

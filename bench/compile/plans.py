@@ -2,14 +2,15 @@
 
 Each function takes a Job and returns the config's name and the launches. A job's arguments: "config" forces a
 config and "loader" its loader; "loader" alone takes the first config that is offered with it, and where none is
-there are no launches; else the kernel's default is taken. Convolutions are those of the split form; "full_epilogue"
-adds bias and ReLU.
+there are no launches; else the kernel's default is taken. Convolutions are those of the split form; "activation"
+adds that and a bias.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from triton_dirac.conv import fprop_configs as fprop_tuning
 from triton_dirac.conv import wgrad as conv_wgrad
 from triton_dirac.conv import wgrad_configs as wgrad_tuning
 from triton_dirac.conv.config import Config
-from triton_dirac.conv.dgrad import plan_dgrad, turn
+from triton_dirac.conv.dgrad import plan_dgrad, with_k_contiguous
+from triton_dirac.conv.epilogue import Epilogue
 from triton_dirac.conv.fprop import plan_fprop
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.targets import TARGETS
@@ -39,9 +41,9 @@ def fprop(job: Job) -> tuple[str, list[Launch]]:
     if config is None:
         return "", []
     x, w, y = (empty(shape, dtype) for shape in (p.input_shape, p.weight_shape, p.output_shape))
-    full = job.arguments.get("full_epilogue", False)
-    bias = torch.empty(p.K, dtype=dtype, device="meta") if full else None
-    launches = plan_fprop(x, w, y, bias, alpha(job), p, relu=full, precision=precision(job), config=config)
+    activation = job.arguments.get("activation")
+    bias = torch.empty(p.K, dtype=dtype, device="meta") if activation else None
+    launches = plan_fprop(x, w, y, p, Epilogue(bias, alpha(job), activation), precision=precision(job), config=config)
     return config.name, launches
 
 
@@ -51,9 +53,10 @@ def dgrad(job: Job) -> tuple[str, list[Launch]]:
     if config is None:
         return "", []
     dy, w, dx = (empty(shape, dtype) for shape in (p.output_shape, p.weight_shape, p.input_shape))
-    turned = dgrad_tuning.wants_turned(config, TARGETS[job.target])
-    filters = turn(w, p.groups) if turned else w
-    launches = plan_dgrad(dy, filters, dx, alpha(job), p, precision=precision(job), config=config, turned=turned)
+    k_contiguous = dgrad_tuning.wants_k_contiguous(config, TARGETS[job.target])
+    filters = with_k_contiguous(w, p.groups) if k_contiguous else w
+    how: dict[str, Any] = {"precision": precision(job), "config": config, "k_contiguous": k_contiguous}
+    launches = plan_dgrad(dy, filters, dx, alpha(job), p, **how)
     return config.name, launches
 
 
@@ -75,7 +78,7 @@ def direct(job: Job) -> tuple[str, list[Launch]]:
     p, dtype = job.problem, dtype_of(job)
     x, w, y = (empty(shape, dtype) for shape in (p.input_shape, p.weight_shape, p.output_shape))
     if job.arguments["pass"] == "fprop":
-        launches = conv_direct.plan_direct_fprop(x, w, y, None, alpha(job), p, relu=False)
+        launches = conv_direct.plan_direct_fprop(x, w, y, p, Epilogue(alpha=alpha(job)))
     elif job.arguments["pass"] == "dgrad":
         launches = conv_direct.plan_direct_dgrad(y, w, x, alpha(job), p)
     else:

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.gpu import checks, summary
+from bench.gpu import check_journal, summary
 from bench.gpu.visit import ROOT, Visit
 
 MOST_BYTES = 15 * 2**20
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = summary.table(visit)
     (out / "visit.txt").write_text(table + "\n", encoding="utf-8")
     print(table)
-    found = checks.summary(checks.read(out / "checks.jsonl"), 0)
+    found = check_journal.summary(check_journal.read(out / "checks.jsonl"), 0)
     return 1 if found["wrong"] or any(outcome.state.startswith("failed") for outcome in visit.outcomes) else 0
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ import triton_dirac as td
 from bench.accuracy import Error, check, max_error
 from bench.suite import STORAGE
 from triton_dirac import reference
+from triton_dirac.conv.epilogue import ACTIVATIONS
 
 Run = Callable[[torch.device], list[Error]]
 LAST = torch.channels_last
@@ -45,6 +48,8 @@ def call_checks(device: torch.device) -> Iterator[CallCheck]:
     for dtype in dtypes:
         for form in ("split", "materialised"):
             yield CallCheck("layer", f"layer {dtype} {form}, done again on other tensors", _layer(dtype, form))
+        for activation in ACTIVATIONS:
+            yield CallCheck("layer", f"layer {dtype} with {activation}", _layer(dtype, "split", activation=activation))
     dtype = dtypes[1]
     yield CallCheck("layer", "layer, misaligned image", _layer(dtype, "split", _misaligned))
     yield CallCheck("layer", "layer, NCHW image", _layer(dtype, "split", lambda image: image.contiguous()))
@@ -117,17 +122,26 @@ def _layer(
     form: str,
     arrange: Callable[[Tensor], Tensor] = _channels_last,
     sizes: tuple[int, int, int, int] | None = None,
+    activation: str | None = None,
 ) -> Run:
     def run(device: torch.device) -> list[Error]:
         n, c, k, side = sizes or ((128, 64, 64, 8) if device.type == "cuda" else (2, 3, 4, 4))
         layer = td.DiracConv2d(c, k, 3, padding=1, form=form, backend="triton").to(device)
+        call = partial(_fused, layer, activation=activation) if activation else layer
         found = []
         for _ in range(3):
             image = arrange(torch.randn(n, c, side, side, device=device).to(STORAGE[dtype]))
-            found += _training_errors(layer, [layer], image, dtype)
+            found += _training_errors(call, [layer], image, dtype, activation=activation)
         return found
 
     return run
+
+
+def _fused(layer: td.DiracConv2d, image: Tensor, activation: str) -> Tensor:
+    """The layer's convolution of a padding of 1, with an activation, which the layer has not."""
+    parameters = layer.alpha, layer.beta, layer.bias
+    how: dict[str, Any] = {"form": layer.form, "activation": activation, "backend": layer.backend}
+    return td.dirac_conv2d(image, layer.weight, *parameters, padding=1, **how)
 
 
 def _net(dtype: str) -> Run:
@@ -139,14 +153,18 @@ def _net(dtype: str) -> Run:
         with td.prepared(net):
             for _ in range(3):
                 image = torch.randn(n, c, side, side, device=device).to(STORAGE[dtype], memory_format=LAST)
-                found += _training_errors(net, layers, image, dtype, steps=len(layers))
+                found += _training_errors(net, layers, image, dtype)
         return found
 
     return run
 
 
 def _training_errors(
-    net: nn.Module, layers: list[td.DiracConv2d], image: Tensor, dtype: str, steps: int = 1
+    net: Callable[[Tensor], Tensor],
+    layers: list[td.DiracConv2d],
+    image: Tensor,
+    dtype: str,
+    activation: str | None = None,
 ) -> list[Error]:
     """Output and all gradients of one call of ``net``, which is ``layers`` one after the other."""
     image = image.detach().requires_grad_()
@@ -167,6 +185,7 @@ def _training_errors(
             weight, alpha, beta, bias = again[1 + 4 * i : 5 + 4 * i]
             filters = reference.dirac_weight(weight, alpha, beta).to(storage)
             x = F.conv2d(x, filters, bias.to(storage), padding=1)
+            x = getattr(F, activation)(x) if activation else x
         return [x, *torch.autograd.grad(x, again, grad.to(x.dtype))]
 
     return _compare(names, results, by_definition, dtype)

@@ -1,8 +1,8 @@
 """All checks of a visit, in parallel processes: ``python -m bench.gpu.checks --journal FILE [--processes N]``.
 
-Each result is one line of JSON, written the moment it is there: {"family", "name", "passed", "error", "seconds"}. A
-check that leaves the driver unusable (a sticky CUDA error) or kills its process costs itself only: its process is
-started again behind it, and what was a fault is run once more, alone, under compute-sanitizer where that exists.
+Each result is a line of the journal (``check_journal``), written the moment it is there. A check that leaves the
+driver unusable (a sticky CUDA error) or kills its process costs itself only: its process is started again behind it,
+and what was a fault is run once more, alone, under compute-sanitizer where that exists.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if not torch.cuda.is_available():  # before kernels are imported
 
 from bench.accuracy import failures
 from bench.gpu.call_checks import CallCheck, call_checks
+from bench.gpu.check_journal import append, read, summary
 from bench.gpu.kernel_checks import KernelCheck, kernel_checks
 
 Check = KernelCheck | CallCheck
@@ -103,23 +104,6 @@ class Share:
         self.process.wait()
 
 
-def read(journal: Path) -> list[dict[str, Any]]:
-    """The entries; a last line that was cut off is left out."""
-    lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
-    entries = []
-    for line in lines:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue
-    return entries
-
-
-def append(journal: Path, entry: dict[str, Any]) -> None:
-    with open(journal, "a", encoding="utf-8") as file:
-        print(json.dumps(entry), file=file, flush=True)
-
-
 def run_all(journal: Path, processes: int, seconds: float) -> None:
     """All checks within ``seconds``; what was not reached has no entry."""
     journal.unlink(missing_ok=True)
@@ -147,16 +131,6 @@ def sanitize(journal: Path, until: float) -> None:
         except subprocess.TimeoutExpired:
             continue
         append(journal, {"sanitizer": entry["name"], "says": said[-4000:]})
-
-
-def summary(entries: Sequence[dict[str, Any]], planned: int) -> dict[str, Any]:
-    """What a visit needs to know: how many checks there were, and which families erred how."""
-    results = [entry for entry in entries if "passed" in entry]
-    wrong: dict[str, list[str]] = {}
-    for entry in results:
-        if not entry["passed"]:
-            wrong.setdefault(entry["family"], []).append(f"{entry['name']}: {entry['error']}")
-    return {"planned": planned, "done": len(results), "passed": sum(e["passed"] for e in results), "wrong": wrong}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

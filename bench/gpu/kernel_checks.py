@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from triton_dirac.conv import dgrad_configs, fprop_configs, wgrad_configs
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.dgrad import dgrad
 from triton_dirac.conv.direct import direct_dgrad, direct_fprop, direct_wgrad
+from triton_dirac.conv.epilogue import ACTIVATIONS, Epilogue
 from triton_dirac.conv.fprop import fprop
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad import wgrad
@@ -48,17 +49,20 @@ INTERPRETED = (ConvProblem(3, 16, 4, 3, 24, 3, 3, padding=ONE),)
 FEW = PROBLEMS[::3]
 PRECISIONS = {"bfloat16": "ieee", "float16": "ieee", "float32": "ieee", "tf32": "tf32", "tf32x3": "tf32x3"}
 CONFIGS = {"fprop": fprop_configs, "dgrad": dgrad_configs, "wgrad": wgrad_configs}
-TENSOR = {"fprop": "output", "dgrad": "input gradient", "wgrad": "weight gradient"}
 
 
 @dataclass(frozen=True)
 class KernelCheck:
-    """One pass over one problem in one dtype with one config; without a config the direct kernel's."""
+    """One pass over one problem in one dtype with one config; without a config the direct kernel's.
+
+    fprop's epilogue has all that there is: bias, alpha and this ``activation``.
+    """
 
     direction: str
     problem: ConvProblem
     dtype: str
     config: Config | None
+    activation: str = "relu"
 
     @property
     def family(self) -> str:
@@ -68,24 +72,31 @@ class KernelCheck:
     def name(self) -> str:
         p = self.problem
         sizes = f"{p.N}x{p.C}x{p.H}x{p.W} to {p.K}, {p.R}x{p.S}, stride {p.stride}, groups {p.groups}"
-        return f"{self.direction} {self.dtype} {self.config.name if self.config else 'direct'}: {sizes}"
+        end = f", {self.activation}" if self.direction == "fprop" else ""
+        return f"{self.direction} {self.dtype} {self.config.name if self.config else 'direct'}: {sizes}{end}"
+
+    @property
+    def tensor(self) -> str:
+        """What the pass makes, in ``Operands``' words."""
+        output = f"output of {self.activation}"
+        return {"fprop": output, "dgrad": "input gradient", "wgrad": "weight gradient"}[self.direction]
 
     def run(self, device: torch.device) -> list[Error]:
         operands = operands_of(self.problem, storage_of(self.dtype), device)
-        return operands.errors(self.direction, self._result(operands), self.dtype)
+        return operands.errors(self.tensor, self._result(operands), self.dtype)
 
     def _result(self, operands: Operands) -> Tensor:
-        o, problem = operands, self.problem
+        o, problem, epilogue = operands, self.problem, Epilogue(operands.bias, operands.alpha, self.activation)
         if self.config is None:
             direct: dict[str, Callable[[], Tensor]] = {
-                "fprop": lambda: direct_fprop(o.x, o.w, o.bias, o.alpha, problem, relu=True),
+                "fprop": lambda: direct_fprop(o.x, o.w, problem, epilogue),
                 "dgrad": lambda: direct_dgrad(o.dy, o.w, o.alpha, problem),
                 "wgrad": lambda: direct_wgrad(o.dy, o.x, problem, dtype=torch.float32),
             }
             return direct[self.direction]()
         options: dict[str, Any] = {"precision": PRECISIONS[self.dtype], "config": self.config}
         passes: dict[str, Callable[[], Tensor]] = {
-            "fprop": lambda: fprop(o.x, o.w, o.bias, o.alpha, problem, relu=True, **options),
+            "fprop": lambda: fprop(o.x, o.w, problem, epilogue, **options),
             "dgrad": lambda: dgrad(o.dy, o.w, o.alpha, problem, **options),
             "wgrad": lambda: wgrad(o.dy, o.x, problem, dtype=torch.float32, **options),
         }
@@ -111,12 +122,11 @@ class Operands:
             self.truth = self._by_definition(torch.float64)
         self._torch_errors: dict[str, dict[str, float]] = {}
 
-    def errors(self, direction: str, result: Tensor, dtype: str) -> list[Error]:
+    def errors(self, tensor: str, result: Tensor, dtype: str) -> list[Error]:
         if dtype not in self._torch_errors:
             with float32_products("tf32" if dtype == "tf32" else "float32"):
                 plain = self._by_definition(self.x.dtype)
             self._torch_errors[dtype] = {name: max_error(t, self.truth[name]) for name, t in plain.items()}
-        tensor = TENSOR[direction]
         rounding = "float32" if dtype == "tf32x3" else dtype
         return check({tensor: result}, {tensor: self.truth[tensor]}, self._torch_errors[dtype], rounding)
 
@@ -131,8 +141,9 @@ class Operands:
         identity = F.conv2d(padded, delta, None, *geometry) * self.alpha.to(dtype).view(1, -1, 1, 1)
         y = F.conv2d(padded, w, None, *geometry) + identity
         dx, dw = torch.autograd.grad(y, (x, w), self.dy.to(dtype))
-        results = ((y + self.bias.to(dtype).view(1, -1, 1, 1)).relu().detach(), dx, dw)
-        return dict(zip(TENSOR.values(), results, strict=True))
+        z = (y + self.bias.to(dtype).view(1, -1, 1, 1)).detach()
+        outputs = {f"output of {activation}": getattr(F, activation)(z) for activation in ACTIVATIONS}
+        return outputs | {"input gradient": dx, "weight gradient": dw}
 
 
 @lru_cache(maxsize=1)
@@ -152,13 +163,21 @@ def kernel_checks(device: torch.device) -> Iterator[KernelCheck]:
             if on_gpu and (dtype in ("bfloat16", "float32", "tf32") or problem in FEW):
                 yield from _of(problem, dtype, precision, target)
             elif not on_gpu and dtype in ("float32", "float16"):
-                yield from {check.family: check for check in _of(problem, dtype, precision, target)}.values()
+                found = _of(problem, dtype, precision, target)
+                yield from {(check.family, check.activation): check for check in found}.values()
     for direction in CONFIGS:
         for dtype in ("float32", "bfloat16") if on_gpu else ("float32",):
-            yield KernelCheck(direction, DIRECT, dtype, None)
+            yield from _with_activations(KernelCheck(direction, DIRECT, dtype, None))
 
 
 def _of(problem: ConvProblem, dtype: str, precision: str, target: Target) -> Iterator[KernelCheck]:
     for direction, table in CONFIGS.items():
         for config in table.offered(problem, storage_of(dtype), target, precision):
-            yield KernelCheck(direction, problem, dtype, config)
+            check = KernelCheck(direction, problem, dtype, config)
+            yield from _with_activations(check) if problem in (*FEW, *INTERPRETED) else (check,)
+
+
+def _with_activations(check: KernelCheck) -> Iterator[KernelCheck]:
+    """fprop once with each; other passes have none."""
+    for activation in ACTIVATIONS if check.direction == "fprop" else (check.activation,):
+        yield replace(check, activation=activation)

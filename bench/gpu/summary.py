@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.gpu import checks
+from bench.gpu import check_journal
 
 if TYPE_CHECKING:
     from bench.gpu.visit import Visit
@@ -18,7 +18,7 @@ BASELINES = ("cudnn", "torch", "reference", "weight_norm")  # the first of these
 
 def table(visit: Visit) -> str:
     """What was right, what ran, and every suite's rows beside their baseline, as far as 60 lines go."""
-    found = checks.summary(checks.read(visit.out / "checks.jsonl"), 0)
+    found = check_journal.summary(check_journal.read(visit.out / "checks.jsonl"), 0)
     lines = [f"checks against float64: {found['passed']} of {found['done']} passed"]
     for family, errors in sorted(found["wrong"].items()):
         lines.append(f"  WRONG {family}: {len(errors)}, e.g. {errors[0][:110]}")
@@ -57,5 +57,5 @@ def _results(path: Path) -> list[tuple[dict[str, Any], float]]:
     if path.suffix == ".json":
         entries = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
     else:
-        entries = [entry for entry in checks.read(path) if "stats" in entry]
+        entries = [entry for entry in check_journal.read(path) if "stats" in entry]
     return [(entry["extra_info"], entry["stats"]["median"]) for entry in entries]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.gpu import checks
+from bench.gpu import check_journal
 from bench.gpu.stages import REHEARSED, STAGES, SUITE, Stage, limits, wrong_contenders
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ class Visit:
         results = self.work / f"{stage.name}.json"
         limited = ("--budget", f"{max(0.05, (seconds - GRACE) / 60):.2f}", f"--benchmark-json={results}")
         options = REHEARSED if self.rehearse else stage.command
-        wrong = wrong_contenders(checks.summary(checks.read(self.out / "checks.jsonl"), 0)["wrong"])
+        wrong = wrong_contenders(check_journal.summary(check_journal.read(self.out / "checks.jsonl"), 0)["wrong"])
         without = ("--without", ",".join(wrong)) if wrong else ()
         return [sys.executable, *SUITE, stage.suite, *limited, *options, *without]
 

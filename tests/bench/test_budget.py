@@ -5,14 +5,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import test_conv, test_dirac_block, test_training_step, test_weight_prep, test_weight_prep_nets
+from bench import (
+    test_conv,
+    test_dirac_block,
+    test_inference,
+    test_training_step,
+    test_weight_prep,
+    test_weight_prep_nets,
+)
 from bench.budget import ENDING, UNSEEN, Budget, worth
 from bench.journal import Journal
 from bench.lab import Lab
 from bench.options import Selection
 from bench.results import KINDS
 
-MODULES = (test_conv, test_dirac_block, test_weight_prep, test_weight_prep_nets, test_training_step)
+MODULES = (test_conv, test_dirac_block, test_weight_prep, test_weight_prep_nets, test_training_step, test_inference)
 SUITES = tuple(module.SUITE for module in MODULES)
 KEY = ("conv", "fprop", "DiracNet-18", "64x56x56-64 3x3", "bfloat16")
 

@@ -310,15 +310,16 @@ def test_faults_are_spills_and_what_does_not_fit():
 def test_each_config_has_its_line(capsys):
     """Somebody who adds a row to a tuning table finds it, where it is offered and what it takes."""
     row = {
-        "target": "cuda:80", "kernel": "conv_fprop", "dtype": "float16", "layer": "wide", "ok": True, "error": None,
-        "config": "128x96x64 w4 s3 gather", "reason": "96 columns", "registers": 168, "spills": 0,
+        "target": "cuda:80", "kernel": "conv_fprop relu", "dtype": "float16", "layer": "wide", "ok": True,
+        "error": None, "config": "128x96x64 w4 s3 gather", "reason": "96 columns", "registers": 168, "spills": 0,
         "shared_bytes": 56 * 1024, "key": "a", "compile_seconds": 1.0,
     }  # fmt: skip
     reduce = row | {"kernel": "conv_wgrad: reduce", "config": "64x64 split 3"}
     configs.print_rows([row, row | {"target": "cuda:90", "registers": 180}, reduce], Console(width=200))
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "128x96x64" in line]
     config = ["128x96x64", "w4", "s3", "gather"]
-    assert lines == [["conv_fprop", *config, "cuda:80", "cuda:90", "float16", "1", "180", "56K", "0", "96", "columns"]]
+    kernel = ["conv_fprop", "relu"]
+    assert lines == [[*kernel, *config, "cuda:80", "cuda:90", "float16", "1", "180", "56K", "0", "96", "columns"]]
 
 
 def test_every_kernel_has_a_planner():

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench.gpu import checks, summary
+from bench.gpu import check_journal, checks, summary
 from bench.gpu.__main__ import main
 from bench.gpu.kernel_checks import KernelCheck, kernel_checks
 from bench.gpu.stages import STAGES, Stage, limits, wrong_contenders
 from bench.gpu.visit import Visit
+from triton_dirac.conv.epilogue import ACTIVATIONS
 
 CPU = torch.device("cpu")
 
@@ -76,6 +78,15 @@ def test_the_commit_and_the_wheels_reach_the_stages(tmp_path, monkeypatch):
     assert "/some/wheels" in path.split(os.pathsep)
 
 
+def test_the_visit_decides_nothing_about_the_interpreter():
+    # A stage interprets kernels or compiles them: it says itself. The tuning stage refuses to be told to interpret.
+    code = "import os, bench.gpu.__main__; print(os.environ.get('TRITON_INTERPRET'))"
+    own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], env=own, cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+
+
 def test_wrong_families_get_no_time():
     assert "triton-tile" in wrong_contenders({"fprop tile": ["..."]})
     assert "triton" in wrong_contenders({"fprop tile": ["..."]})
@@ -85,7 +96,7 @@ def test_wrong_families_get_no_time():
 
 def test_suites_run_without_contenders_that_are_wrong(tmp_path):
     entry = {"family": "wgrad batch", "name": "w", "passed": False, "error": "off"}
-    checks.append(tmp_path / "checks.jsonl", entry)
+    check_journal.append(tmp_path / "checks.jsonl", entry)
     conv = next(stage for stage in STAGES if stage.name == "conv")
     command = Visit(tmp_path, tmp_path, 60)._command(conv, 60)
     assert "auto" in command[command.index("--without") + 1].split(",")
@@ -102,6 +113,7 @@ def test_every_offered_config_is_checked_on_a_gpu(monkeypatch):
     families = {check.family for check in found}
     assert {f"{d} {loader}" for d in ("fprop", "dgrad") for loader in ("gather", "batch", "tile")} <= families
     assert {"wgrad batch", "wgrad gather", "fprop direct"} <= families
+    assert {check.activation for check in found if check.direction == "fprop"} == set(ACTIVATIONS)
     assert {check.dtype for check in found} == {"float32", "tf32", "tf32x3", "float16", "bfloat16"}
     assert len({check.name for check in found}) == len(found)
 
@@ -112,7 +124,7 @@ def test_a_wrong_kernel_is_named(monkeypatch):
     monkeypatch.setattr(KernelCheck, "_result", lambda self, operands: right(self, operands) + 1)
     result = checks._result(check, CPU)
     assert not result["passed"]
-    assert "output off by 1.0" in result["error"]
+    assert "output of relu off by 1.0" in result["error"]
 
 
 @pytest.fixture
@@ -154,14 +166,14 @@ sys.exit(checks.main())
         monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         journal = tmp_path / "checks.jsonl"
         checks.run_all(journal, 2, 60)
-        return checks.read(journal)
+        return check_journal.read(journal)
 
     return run
 
 
 def test_a_process_that_dies_costs_one_check(scripted):
     entries = scripted(c3="dies", c4="CUDA error: an illegal memory access was encountered", c5="wrong shape")
-    found = checks.summary(entries, 10)
+    found = check_journal.summary(entries, 10)
     assert found["done"] == 10
     assert found["passed"] == 7
     assert sorted(error for errors in found["wrong"].values() for error in errors) == [
@@ -177,9 +189,11 @@ def test_faults_are_run_again_under_the_sanitizer(tmp_path, monkeypatch):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     journal = tmp_path / "checks.jsonl"
-    checks.append(journal, {"family": "f", "name": "bad one", "passed": False, "error": "CUDA error", "sticky": True})
+    check_journal.append(
+        journal, {"family": "f", "name": "bad one", "passed": False, "error": "CUDA error", "sticky": True}
+    )
     checks.sanitize(journal, until=float("inf"))
-    (entry,) = [entry for entry in checks.read(journal) if "sanitizer" in entry]
+    (entry,) = [entry for entry in check_journal.read(journal) if "sanitizer" in entry]
     assert entry["sanitizer"] == "bad one"
     assert "--only bad one" in entry["says"]
 
@@ -199,7 +213,7 @@ def test_the_table_has_sixty_lines_at_most(tmp_path, monkeypatch):
     visit = visited(tmp_path, monkeypatch, stage("one", "print(1)"))
     for i in range(200):
         entry = {"family": f"family {i}", "name": "n", "passed": False, "error": "off"}
-        checks.append(tmp_path / "checks.jsonl", entry)
+        check_journal.append(tmp_path / "checks.jsonl", entry)
     lines = summary.table(visit).splitlines()
     assert len(lines) == 60
     assert lines[0] == "checks against float64: 0 of 200 passed"

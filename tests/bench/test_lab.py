@@ -1,7 +1,6 @@
-"""Who is timed, who is only checked, what is written down of the rest: with a suite made up here."""
+"""Who is timed, who is only checked, what is written down of the rest: with the suite of ``doubling``."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,66 +8,10 @@ import torch
 from bench import obstacles, trial
 from bench.journal import Journal
 from bench.lab import Lab
-from bench.layers import Layer
 from bench.options import Selection
-from bench.suite import Contender, Row, Suite, float32_products
+from bench.suite import Contender, Row
 from bench.timing import Samples
-from triton_dirac.conv.problem import ConvProblem
-
-PROBLEM = ConvProblem(2, 160, 32, 32, 160, 3, 3, padding=(1, 1, 1, 1))
-LAYER = Layer({"DiracNet-28-10": 8}, True, True, 128, PROBLEM)
-NAMES = {
-    "suite": "doubling",
-    "pass": "forward",
-    "net": "DiracNet-28-10",
-    "layer": "160x32x32-160 3x3",
-    "dtype": "float32",
-}
-WHERE = ("DiracNet-28-10", "160x32x32-160 3x3")
-built = []
-
-
-def doubling(factor=2.0):
-    def build(work):
-        built.append(work.problem)
-        return lambda: (work.inputs["x"] * factor,)
-
-    return build
-
-
-def breaks(work):
-    raise ArithmeticError("no such kernel")
-
-
-def breaks_in_lacks(*_):
-    raise ArithmeticError("no such target")
-
-
-def out_of_memory(work):
-    raise torch.OutOfMemoryError("Tried to allocate 20 GiB.\nAnd more.")
-
-
-SUITE = Suite(
-    name="doubling",
-    subjects=lambda nets, batch: [LAYER] if "DiracNet-28-10" in nets else [],
-    passes={"forward": ("output",)},
-    draw=lambda problem, normal, storage: {"x": normal(problem.C).to(storage)},
-    definition=lambda work: (2 * work.inputs["x"],),
-    cost=lambda problem, storage, direction: (problem.C, 2 * problem.C * storage.itemsize),
-    contenders=(
-        Contender("torch", "eager", doubling()),
-        Contender("wrong", "eager", doubling(2.001)),
-        Contender("nan", "eager", doubling(float("nan"))),
-        Contender("broken", "eager", breaks),
-        Contender("large", "eager", out_of_memory),
-        Contender("cudnn", "cudnn", doubling()),
-        Contender("triton", "triton", doubling()),
-        Contender("triton-wrong", "triton", doubling(3.0)),
-        Contender("triton-wide", "triton", doubling(), lambda problem, *_: None if problem.C > 64 else "too narrow"),
-        Contender("lacking", "eager", doubling(), lambda *_: "has no such pass"),
-        Contender("peer", "flag_gems", breaks),
-    ),
-)
+from tests.bench.doubling import LAYER, NAMES, PROBLEM, SUITE, WHERE, breaks_in_lacks, built, doubling
 
 
 class Benchmark:
@@ -135,6 +78,7 @@ def test_a_right_contender_is_timed_and_described(lab):
         "flops": 160,
         "bytes": 1280,
         "host_us": None,
+        "peak_bytes": None,
         "calls_per_sample": 4,
     }
     assert "torch" not in {entry["contender"] for entry in lab.results["not_run"]}
@@ -305,15 +249,6 @@ def test_tf32_is_among_a_gpu_s_dtypes_where_it_changes_anything(lab):
     assert {row.dtype for row, _ in lab.rows(replace(SUITE, multiplies=False))} == {"float32", "float16", "bfloat16"}
 
 
-def test_tf32_is_switched_for_ours_for_cudnn_and_for_inductor():
-    switch = torch.backends.cudnn
-    before = (switch.allow_tf32, switch.fp32_precision, switch.conv.fp32_precision)
-    for dtype, expected in (("tf32", (True, "tf32", "tf32")), ("float32", (False, "none", "none"))):
-        with float32_products(dtype):
-            assert (switch.allow_tf32, switch.fp32_precision, switch.conv.fp32_precision) == expected
-    assert (switch.allow_tf32, switch.fp32_precision, switch.conv.fp32_precision) == before
-
-
 def test_a_layer_of_two_nets_is_one_row_and_names_both(lab, monkeypatch):
     both = replace(LAYER, counts={"A": 4, "B": 6})
     benchmark = Benchmark()
@@ -353,43 +288,6 @@ def test_batch_is_small_on_a_cpu_and_the_published_one_on_a_gpu(lab):
     assert lab.batch is None
     lab.selection = Selection(batch=7)
     assert lab.batch == 7
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """A device that looks like an NVIDIA GPU to the rules."""
-    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    return SimpleNamespace(type="cuda")
-
-
-def rule(device, engine, dtype="float32", direction="forward", layer=LAYER, suite=SUITE, compile_all=False):
-    contender = Contender("x", engine, doubling())
-    found = obstacles.obstacle(device, Row(suite, layer, dtype, direction), contender, compile_all)
-    return found and found.reason
-
-
-def test_on_a_gpu_everything_is_timed_but_the_stems_dgrad(gpu):
-    for engine in ("eager", "compile", "cudnn", "triton", "inductor", "flag_gems"):
-        for dtype in ("float32", "tf32", "float16", "bfloat16"):
-            assert rule(gpu, engine, dtype) is None
-    stem = Layer({"DiracNet-28-10": 1}, False, False, 128, PROBLEM)
-    assert "no dgrad: the layer's input is the image" in rule(gpu, "cudnn", direction="dgrad", layer=stem)
-
-
-def test_on_a_cpu_torch_compile_is_timed_where_it_is_affordable(monkeypatch):
-    cpu = torch.device("cpu")
-    block = SimpleNamespace(name="dirac_block")
-    rare = Layer({"DiracNet-28-10": 1}, True, True, 128, PROBLEM)
-    monkeypatch.setattr(obstacles, "dirac_layers", lambda nets, batch: [rare, LAYER])
-    monkeypatch.setattr(obstacles.shutil, "which", lambda name: "/usr/bin/" + name)
-    assert rule(cpu, "compile") is None
-    assert rule(cpu, "compile", suite=block) is None
-    assert "most frequent layer only of each net" in rule(cpu, "compile", suite=block, layer=rare)
-    assert rule(cpu, "compile", suite=block, layer=rare, compile_all=True) is None
-    assert "float32 only" in rule(cpu, "compile", "bfloat16")
-    assert "TF32 needs a GPU" in rule(cpu, "eager", "tf32")
-    monkeypatch.setattr(obstacles.shutil, "which", lambda name: None)
-    assert "needs a C++ compiler" in rule(cpu, "compile")
 
 
 def test_who_lost_the_gpu_in_this_row_is_not_run_again(lab, sampled, tmp_path):

@@ -149,7 +149,8 @@ def test_batch_replaces_the_published_one_but_is_not_taken_for_it():
 def test_crop_keeps_what_makes_a_layer_what_it_is(net):
     for layer in layers(net):
         whole, small = layer.problem, crop(layer.problem)
-        assert (small.N, small.P, small.Q) == (2, 5, 6)
+        assert small.N == 2
+        assert tuple(map(min, (5, 6), (whole.P, whole.Q))) == (small.P, small.Q)
         assert max(small.K, small.C) <= 64
         for name in ("R", "S", "stride", "padding", "dilation", "groups"):
             assert getattr(small, name) == getattr(whole, name)

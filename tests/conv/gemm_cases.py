@@ -9,6 +9,7 @@ from torch import Tensor
 from tests.placement import DEVICE
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.configs import configs
+from triton_dirac.conv.epilogue import Epilogue
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.reference import dirac_delta
 from triton_dirac.runtime.targets import TARGETS
@@ -101,10 +102,13 @@ class Case:
         self.alpha = draw(problem.K, dtype=torch.float32) if alpha else None
         self.dy = draw(*problem.output_shape)
 
-    def fprop(self, dtype: torch.dtype, *, relu: bool) -> Tensor:
+    def epilogue(self, activation: str | None = None) -> Epilogue:
+        return Epilogue(self.bias, self.alpha, activation)
+
+    def fprop(self, dtype: torch.dtype, activation: str | None = None) -> Tensor:
         y = self._conv(self.x.to(dtype), self.w.to(dtype)) + self.bias.to(dtype).view(1, -1, 1, 1)
         y = y + self._identity(self.x.to(dtype)) if self.alpha is not None else y
-        return y.relu() if relu else y
+        return y if activation is None else getattr(F, activation)(y)
 
     def dgrad(self, dtype: torch.dtype) -> Tensor:
         x = self.x.to(dtype).requires_grad_()

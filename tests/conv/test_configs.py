@@ -13,7 +13,7 @@ from triton_dirac.conv import cycles, wgrad_configs
 from triton_dirac.conv import dgrad_configs as dgrad
 from triton_dirac.conv import fprop_configs as fprop
 from triton_dirac.conv.config import MOST_CONFIGS, Config, checked
-from triton_dirac.conv.configs import configs, gemm_of, shared_bytes
+from triton_dirac.conv.configs import configs, gemm_of
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import TARGETS, listed
 
@@ -32,7 +32,7 @@ def test_tables_are_few_reasoned_and_fit(target, dtype, vectors, precision):
     assert len({config.name for config in offered}) == len(offered)
     for config in offered:
         assert config.reason
-        assert shared_bytes(config, dtype, target) <= target.shared_bytes
+        assert cycles.shared_bytes(config, dtype.itemsize, target) <= target.shared_bytes
 
 
 def test_a_table_says_what_is_wrong_with_it():
@@ -119,6 +119,11 @@ def test_descriptors_only_where_they_are_tma_and_apply():
 def test_images_that_int32_offsets_cannot_span_keep_to_pixel_order():
     problem = ConvProblem(128, 64, 1100, 1100, 64, 3, 3, padding=ONE)
     assert "batch" not in {config.loader for config in fprop.offered(problem, torch.float16, A100)}
+
+
+def test_elements_count_each_tensor_once():
+    assert ConvProblem(2, 3, 5, 5, 4, 3, 3).elements == 150 + 108 + 72
+    assert ConvProblem(2, 4, 5, 5, 4, 3, 3, groups=2).elements == 2 * 4 * (25 + 9) + 4 * 2 * 9
 
 
 def test_inside_share_counts_pairs():

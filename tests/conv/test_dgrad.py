@@ -20,7 +20,7 @@ from tests.conv.gemm_cases import (
 )
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac.conv import dgrad_configs as tuning
-from triton_dirac.conv.dgrad import dgrad, dgrad_bytes, plan_dgrad, turn
+from triton_dirac.conv.dgrad import dgrad, plan_dgrad, with_k_contiguous
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import TARGETS
 
@@ -48,19 +48,19 @@ def test_batch_order(name, device):
 )
 def test_turned_filters(name, device, monkeypatch):
     """What AMD's matrix units are given; the kernel does not ask on which GPU it runs."""
-    turned = []
-    monkeypatch.setattr(tuning, "wants_turned", lambda config, target: turned.append(target) or True)
+    asked = []
+    monkeypatch.setattr(tuning, "wants_k_contiguous", lambda config, target: asked.append(target) or True)
     check((PROBLEMS | BATCHED)[name], BATCH if name in BATCHED else GATHER, device)
-    assert turned
+    assert asked
 
 
 def test_turned_filters_are_those_of_the_gradient_s_convolution():
     w = torch.randn(6, 2, 3, 3)
-    turned = turn(w.to(memory_format=torch.channels_last), 3)
-    assert turned.shape == (6, 3, 3, 2)
-    assert turned.is_contiguous()
-    assert turned[2 * 2 + 1, 0, 2, 1] == w[2 * 2 + 1, 1, 2, 0]
-    assert [tuning.wants_turned(GATHER, TARGETS[name]) for name in ("cuda:90", "hip:gfx942")] == [False, True]
+    k_contiguous = with_k_contiguous(w.to(memory_format=torch.channels_last), 3)
+    assert k_contiguous.shape == (6, 3, 3, 2)
+    assert k_contiguous.is_contiguous()
+    assert k_contiguous[2 * 2 + 1, 0, 2, 1] == w[2 * 2 + 1, 1, 2, 0]
+    assert [tuning.wants_k_contiguous(GATHER, TARGETS[name]) for name in ("cuda:90", "hip:gfx942")] == [False, True]
 
 
 @pytest.mark.parametrize("name", [*BATCHED, "taps fastest", "dilation", "uneven padding, even window", "pointwise"])
@@ -123,7 +123,3 @@ def test_infinities_stay_with_their_pixels(device):
     dx = dgrad(case.dy, case.w, None, problem, config=GATHER)
     assert torch.isfinite(dx[0]).all()
     assert not torch.isfinite(dx[1]).any()
-
-
-def test_bytes_counts_each_tensor_once():
-    assert dgrad_bytes(ConvProblem(2, 3, 5, 5, 4, 3, 3), torch.float16) == 2 * (150 + 108 + 72)

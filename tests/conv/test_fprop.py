@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.conv.gemm_cases import (
     BATCH,
@@ -20,17 +21,18 @@ from tests.conv.gemm_cases import (
 )
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac.conv.config import Config
-from triton_dirac.conv.fprop import fprop, fprop_bytes, plan_fprop
+from triton_dirac.conv.epilogue import ACTIVATIONS, Epilogue
+from triton_dirac.conv.fprop import fprop, plan_fprop
 from triton_dirac.conv.problem import ConvProblem
 
 
-def check(problem, config, device, dtype=torch.float32, relu=False, precision="ieee", alpha=True):
+def check(problem, config, device, dtype=torch.float32, activation=None, precision="ieee", alpha=True):
     case = Case(problem, dtype, device, alpha=alpha)
-    y = fprop(case.x, case.w, case.bias, case.alpha, problem, relu=relu, precision=precision, config=config)
+    y = fprop(case.x, case.w, problem, case.epilogue(activation), precision=precision, config=config)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
-    expected = case.fprop(torch.float64, relu=relu)
-    assert_as_good_as_torch("output", y, expected, case.fprop(dtype, relu=relu))
+    expected = case.fprop(torch.float64, activation)
+    assert_as_good_as_torch("output", y, expected, case.fprop(dtype, activation))
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -51,10 +53,11 @@ def test_tile(name, config, device):
     check((PROBLEMS | BATCHED)[name], config, device, torch.float16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("config", [GATHER, BATCH, TILE, PERSISTENT], ids=lambda config: config.loader)
-def test_half_precision_with_relu(dtype, config, device):
-    check(BATCHED["batch"], config, device, dtype, relu=True)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", [GATHER, BATCH, TILE, TWO_PARTS, PERSISTENT], ids=lambda config: config.name)
+def test_every_activation(activation, dtype, config, device):
+    check(ConvProblem(16, 16, 1, 2, 32, 1, 3, padding=(0, 0, 1, 1)), config, device, dtype, activation)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
@@ -79,23 +82,23 @@ def test_every_config(config, dtype, device):
 
 def test_without_bias_and_identity(device):
     case = Case(PROBLEMS["groups"], torch.float32, device, alpha=False)
-    y = fprop(case.x, case.w, None, None, case.problem, config=GATHER)
-    expected = case.fprop(torch.float64, relu=False) - case.bias.double().view(1, -1, 1, 1)
+    y = fprop(case.x, case.w, case.problem, config=GATHER)
+    expected = case.fprop(torch.float64) - case.bias.double().view(1, -1, 1, 1)
     assert_as_good_as_torch("output", y, expected)
 
 
 def test_one_alpha_for_all_filters(device):
     case = Case(PROBLEMS["taps fastest"], torch.float32, device)
     case.alpha = torch.tensor([1.5], device=device)
-    y = fprop(case.x, case.w, case.bias, case.alpha, case.problem, config=GATHER)
-    assert_as_good_as_torch("output", y, case.fprop(torch.float64, relu=False))
+    y = fprop(case.x, case.w, case.problem, case.epilogue(), config=GATHER)
+    assert_as_good_as_torch("output", y, case.fprop(torch.float64))
 
 
 @pytest.mark.parametrize("config", [GATHER, BATCH, TILE, PERSISTENT], ids=lambda config: config.loader)
 def test_empty_batch(config, device):
     problem = ConvProblem(0, 16, 5, 5, 16, 3, 3, padding=ONE)
     case = Case(problem, torch.float32, device)
-    assert fprop(case.x, case.w, case.bias, case.alpha, problem, config=config).shape == (0, 16, 5, 5)
+    assert fprop(case.x, case.w, problem, case.epilogue(), config=config).shape == (0, 16, 5, 5)
 
 
 def test_inputs_of_any_memory_format(device):
@@ -103,8 +106,8 @@ def test_inputs_of_any_memory_format(device):
     case = Case(problem, torch.float32, device)
     wide = torch.randn(2, 16, 5, 12, device=device)
     case.x, case.w = wide[..., ::2], case.w.expand(1, *case.w.shape)[0].flip(2)
-    y = fprop(case.x, case.w, case.bias, case.alpha, problem, config=GATHER)
-    assert_as_good_as_torch("output", y, case.fprop(torch.float64, relu=False))
+    y = fprop(case.x, case.w, problem, case.epilogue(), config=GATHER)
+    assert_as_good_as_torch("output", y, case.fprop(torch.float64))
 
 
 @pytest.mark.parametrize("config", [GATHER, TILE, TWO_PARTS, PERSISTENT], ids=lambda config: config.name)
@@ -114,26 +117,35 @@ def test_infinities_stay_with_their_pixels(config, channels, device):
     problem = ConvProblem(2, channels, 4, 4, 8, 3, 3, padding=ONE)
     case = Case(problem, torch.float32, device, alpha=False)
     case.x[1] = float("inf")
-    y = fprop(case.x, case.w, case.bias, None, problem, config=config)
+    y = fprop(case.x, case.w, problem, case.epilogue(), config=config)
     assert torch.isfinite(y[0]).all()
     assert not torch.isfinite(y[1]).any()
     case.x[1], case.w[4:] = 0, float("nan")
-    y = fprop(case.x, case.w, case.bias, None, problem, config=config)
+    y = fprop(case.x, case.w, problem, case.epilogue(), config=config)
     assert torch.isfinite(y[:, :4]).all()
     assert y[:, 4:].isnan().all()
 
 
-def test_relu_keeps_nan(device):
-    case = Case(PROBLEMS["pointwise"], torch.float32, device, alpha=False)
-    case.x[0, :, 0, 0] = float("nan")
-    y = fprop(case.x, case.w, case.bias, None, case.problem, relu=True, config=GATHER)
-    assert y[0, :, 0, 0].isnan().all()
-    assert not y[1].isnan().any()
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", [GATHER, BATCH, TILE, PERSISTENT], ids=lambda config: config.loader)
+def test_activations_at_extremes_are_torchs(config, dtype, activation, device):
+    """Each channel's bias is all that there is. exp(-z) overflows below -88, which must not become inf * 0."""
+    infinity = float("inf")
+    extremes = [float("nan"), infinity, -infinity, 0.0, 1e-3, -1e-3, 20, -20, -80, -88, -90, -104, 1e4, -1e4, 6e4, -6e4]
+    bias = torch.tensor(extremes, device=device, dtype=dtype)
+    problem = ConvProblem(16, 16, 1, 1, 16, 1, 1)
+    x, w = (torch.zeros(16, 16, 1, 1, device=device, dtype=dtype) for _ in "xw")
+    y = fprop(x, w, problem, Epilogue(bias, None, activation), config=config)
+    expected = getattr(F, activation)(bias.double()).to(dtype).expand(16, 16)
+    rounding = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(y.flatten(1), expected, rtol=rounding, atol=1e-12, equal_nan=True)
 
 
 def test_bitwise_equal_from_run_to_run(device):
     case = Case(BATCHED["batch"], torch.float32, device)
-    first, second = (fprop(case.x, case.w, case.bias, case.alpha, case.problem, config=BATCH) for _ in "ab")
+    first, second = (fprop(case.x, case.w, case.problem, case.epilogue(), config=BATCH) for _ in "ab")
     assert torch.equal(first, second)
 
 
@@ -149,14 +161,14 @@ def test_offsets_beyond_int32():
     small = ConvProblem(256, 64, 56, 56, 64, 3, 3, padding=ONE)
     for problem, offset in ((large, "int64"), (small, "int32")):
         x, w, y = meta(problem)
-        (launch,) = plan_fprop(x, w, y, None, None, problem, config=config)
+        (launch,) = plan_fprop(x, w, y, problem, config=config)
         assert str(launch.constexprs["OFFSET"]) == offset
 
 
 def test_more_than_2_to_31_rows_are_split():
     problem = ConvProblem(2048, 1, 1024, 1024, 8, 1, 1)
     x, w, y = meta(problem)
-    launches = plan_fprop(x, w, y, None, None, problem, config=Config(128, 16, 16, 4, 2))
+    launches = plan_fprop(x, w, y, problem, config=Config(128, 16, 16, 4, 2))
     assert sum(launch.args["N"] for launch in launches) == 2048
     assert all(launch.args["N"] * 1024 * 1024 < 2**31 - 128 for launch in launches)
 
@@ -165,8 +177,4 @@ def test_windows_beyond_31_are_refused():
     problem = ConvProblem(1, 16, 1, 40, 16, 1, 33, padding=(0, 0, 16, 16))
     x, w, y = meta(problem)
     with pytest.raises(ValueError, match=r"windows up to 31x31 are supported, got 1x33"):
-        plan_fprop(x, w, y, None, None, problem, config=GATHER)
-
-
-def test_bytes_counts_each_tensor_once():
-    assert fprop_bytes(ConvProblem(2, 3, 5, 5, 4, 3, 3), torch.float16) == 2 * (150 + 108 + 72)
+        plan_fprop(x, w, y, problem, config=GATHER)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import triton_dirac as td
 from tests.tolerance import ABSOLUTE, assert_as_good_as_torch
 from triton_dirac import reference
+from triton_dirac.conv.epilogue import ACTIVATIONS
 
 EXAMPLES, DISTINCT = 32, 26  # of each of the twelve kinds below, which have no problem in common
 DTYPES = [torch.float32, torch.float16]
@@ -40,7 +41,7 @@ def problems(draw, groups: int) -> dict:
         "groups": groups,
         "bias": draw(st.booleans()),
         "alpha": draw(st.sampled_from([None, "each", "one"])),
-        "activation": draw(st.sampled_from([None, "relu"])),
+        "activation": draw(st.sampled_from([None, *ACTIVATIONS])),
     }
 
 

@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from tests.tolerance import assert_as_good_as_torch
+from triton_dirac.conv import cycles
 from triton_dirac.conv import wgrad_configs as tuning
-from triton_dirac.conv.config import Config
+from triton_dirac.conv.config import Config, has_vectors
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad import (
     INT32_LIMIT,
     plan_wgrad,
     split_steps,
     wgrad,
-    wgrad_bytes,
     workspace_shape,
 )
 from triton_dirac.runtime.targets import TARGETS
@@ -166,7 +166,7 @@ def pickable():
 def test_every_config_that_can_be_picked(config, dtype, vectors, device):
     channels, filters = (40, 72) if vectors else (3, 33)
     problem = ConvProblem(config.block_k if config.loader == "batch" else 5, channels, 4, 5, filters, 2, 2)
-    assert not vectors or tuning.has_vectors(problem, dtype)
+    assert not vectors or has_vectors(dtype, problem.C // problem.groups)
     check(problem, dtype, device, config=config, split_k=2)
 
 
@@ -257,7 +257,7 @@ def test_configs_are_few_reasoned_and_fit(target):
         assert all(tuning.configs(dtype, vectors, target, "tf32x3") for vectors in (True, False))
         assert 4 <= len(offered) <= 24
         assert all(config.reason for config in offered)
-        assert all(tuning.shared_bytes(config, dtype, target) <= target.shared_bytes for config in offered)
+        assert all(cycles.shared_bytes(config, dtype.itemsize, target) <= target.shared_bytes for config in offered)
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
@@ -272,10 +272,3 @@ def test_default_is_offered_and_its_workspace_bounded(batch, target):
         assert shape is None or 4 * torch.Size(shape).numel() <= tuning.WORKSPACE_BYTES
         # Full batches walk one pixel of many images; others walk consecutive pixels.
         assert (config.loader != "gather") == (batch in (32, 128) and channels % 8 == 0)
-
-
-def test_bytes_count_the_workspace_twice():
-    problem = PROBLEMS["1x1"]
-    images, weights = 25 * (80 + 129), 80 * 129
-    assert wgrad_bytes(problem, torch.float16) == 2 * (images + weights)
-    assert wgrad_bytes(problem, torch.float16, split_k=3) == 2 * (images + weights) + 2 * 4 * 3 * weights

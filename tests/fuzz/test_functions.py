@@ -12,8 +12,12 @@ from tests.fuzz.calls import EPS, WEIGHTS, backwards, check_convolution, images,
 from tests.fuzz.expected import convolution
 from tests.fuzz.geometry import geometries
 from tests.fuzz.tensors import specs
+from triton_dirac.conv.epilogue import ACTIVATIONS
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
+    pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),  # of silu, far below zero
+]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -66,7 +70,10 @@ def check(data, function, tensors_of, ties, backend, device, **drawn_options):
     tensors = data.draw(tensors_of(geometry, dtype, tie), label="tensors")
     options = data.draw(
         st.fixed_dictionaries(
-            {"activation": st.sampled_from([None, "relu"]), "precision": st.sampled_from([None, "ieee", "tf32x3"])}
+            {
+                "activation": st.sampled_from([None, *ACTIVATIONS]),
+                "precision": st.sampled_from([None, "ieee", "tf32x3"]),
+            }
             | drawn_options
         ),
         label="options",
@@ -84,7 +91,7 @@ def check(data, function, tensors_of, ties, backend, device, **drawn_options):
 
         check_convolution(
             call, leaves, tensors, convolve, backward,
-            eps=options.get("eps", 1e-12), groups=geometry.groups, relu=options["activation"] == "relu",
+            eps=options.get("eps", 1e-12), groups=geometry.groups, activation=options["activation"],
         )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def test_module(data, backend, device):
         leaves = leaves_of(module, layer.tensors["image"].make(device, round))
         check_convolution(
             lambda leaves, module=module: module(leaves["image"]), leaves, layer.tensors, layer.convolve(), backward,
-            eps=1e-12, groups=layer.geometry.groups, relu=False,
+            eps=1e-12, groups=layer.geometry.groups, activation=None,
         )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_prepared(data, backend, device):
             for layer, module, image, output in zip(used, called, images, outputs, strict=True):
                 check_convolution(
                     lambda _, output=output: output, leaves_of(module, image), layer.tensors, layer.convolve(),
-                    backward._replace(changed=None), eps=1e-12, groups=layer.geometry.groups, relu=False,
+                    backward._replace(changed=None), eps=1e-12, groups=layer.geometry.groups, activation=None,
                 )  # fmt: skip
             if round + 1 < nets:  # as an optimiser would; the next call must see it
                 backward.change(outputs[0], leaves_of(called[0], images[0]))

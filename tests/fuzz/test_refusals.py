@@ -85,7 +85,7 @@ def refuse(function: Callable[..., Any], name: str, arguments: dict[str, Any]) -
     wrong, said = arguments[name], str(refused.value)
     if not isinstance(wrong, torch.Tensor):
         assert NAMES.get(name, name) in said, f"{name} is not named: {said}"
-    elif not wrong.is_sparse:  # of which torch says itself what it cannot do; two shapes that disagree have two names
+    else:  # two shapes that disagree have two names
         tensors = [NAMES.get(other, other) for other, value in arguments.items() if isinstance(value, torch.Tensor)]
         assert any(tensor in said for tensor in tensors), f"{name} is not named: {said}"
 

@@ -43,7 +43,7 @@ def results(outputs, leaves, before, backward, options, groups) -> None:
     for index, (output, layer) in enumerate(zip(outputs, leaves, strict=True)):
         trained = any(leaf.requires_grad for leaf in layer.values())
         assert output.requires_grad == trained, f"layers[{index}] requires_grad is {output.requires_grad}"
-        compare(f"layers[{index}]", output.detach(), expected[index]["output"], output.dtype)
+        compare(f"layers[{index}]", output.detach(), expected[index]["output"], layer["weight"].dtype)
     for index, (output, layer) in enumerate(zip(outputs, leaves, strict=True)):
         wanted = {id(leaf): leaf for leaf in layer.values() if leaf.requires_grad}
         if not wanted:

@@ -9,8 +9,8 @@ from torch import nn
 
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac.folding import fold
-from triton_dirac.models import diracnet, diracnet34
-from triton_dirac.models.checkpoints import load_official
+from triton_dirac.models import diracnet, diracnet34, diracnet_v1
+from triton_dirac.models.checkpoints import load_official, read_official, to_official
 from triton_dirac.models.diracnet import DiracNet
 
 CIFAR = {"widths": (16, 32, 64), "blocks": (2, 2, 2), "stem": 3, "classes": 10}
@@ -188,11 +188,11 @@ def without(checkpoint, key):
     [
         (
             lambda c: without(c, "group1.block0.beta"),
-            r"lacks 1 tensors, groups.1.block0.conv.beta among them",
+            r"not of this net: 1 missing: groups.1.block0.conv.beta. Nothing was loaded; was it another depth",
         ),
         (
             lambda c: c | {"group3.block0.conv": torch.ones(1)},
-            r"has, and the net has not, 1 tensors, groups.3.blo",
+            r"1 unexpected: groups.3.block0.conv.weight",
         ),
         (
             lambda c: c | {"gamma": torch.ones(1)},
@@ -200,17 +200,21 @@ def without(checkpoint, key):
         ),
         (
             lambda c: c | {"fc.weight": torch.ones(100, 64)},
-            r"fc.weight has shape \(100, 64\) .* number of classes",
+            r"1 misshapen: fc.weight \(100, 64\) where the net has \(10, 64\).* number of classes",
         ),
         (
             lambda c: c | {"bn.weight": torch.ones(1)},
-            r"stem.bn.weight has shape \(1,\) .* \(16,\) in the net",
+            r"stem.bn.weight \(1,\) where the net has \(16,\)",
+        ),
+        (
+            lambda c: without(c, "fc.bias") | {"group3.block0.conv": torch.ones(1), "conv": torch.ones(1)},
+            r"1 missing: fc.bias; 1 unexpected: groups.3.block0.conv.weight; 1 misshapen: stem.conv.weight \(1,\)",
         ),
         (lambda c: folded_state(c, c), r"the checkpoint is folded: load it into a folded net"),
         (lambda c: {"state_dict": c}, r"has 'state_dict' \(dict\): it is no official"),
         (
             lambda c: flat_parameters(CIFAR, True, 1)[0] | c_stats(c),
-            r"\(16, 32, 3, 3\) .* it is of version 1",
+            r"\(16, 32, 3, 3\) .* is it of version 1 .* diracnet_v1 builds",
         ),
     ],
 )
@@ -235,3 +239,67 @@ def test_other_wrong_arguments():
         load_official(nn.Linear(2, 2), params)
     with pytest.raises(TypeError, match=r"checkpoint must be a dictionary, as torch.load gives it, got str"):
         load_official(diracnet(10, 1, 10), "model.pt7")
+
+
+# --- written for the official code --------------------------------------------------------------------------
+
+
+def test_what_is_written_for_the_official_code_is_what_it_was_read_from():
+    params, stats = flat_parameters(CIFAR)
+    official = params | stats | identities(params)
+    net = diracnet(10, 1)
+    load_official(net, official)
+    written = to_official(net)
+    assert set(written) == set(official)
+    assert all(torch.equal(written[name], tensor) for name, tensor in official.items())
+
+
+def test_a_folded_net_is_written_with_the_released_keys():
+    params, stats = flat_parameters(THIN)
+    net = thin_imagenet()
+    load_official(net, params | stats)
+    written, expected = to_official(fold(net)), folded_state(params, stats)
+    assert list(written) == list(expected)
+    for name, tensor in expected.items():
+        assert_as_good_as_torch(name, written[name], tensor)
+
+
+def test_version_1_goes_both_ways():
+    params, stats = flat_parameters(CIFAR, scalar=True, version=1)
+    net = diracnet_v1(10, 1).eval()
+    load_official(net, {"params": params, "stats": stats})
+    assert net.groups[0].block0.conv.alpha.item() == params["group0.block0.alpha"].item()
+    written = to_official(net)
+    assert all(torch.equal(written[name], tensor) for name, tensor in (params | stats).items())
+    assert written["eye16_32_3_3"][3, 3 + 16, 1, 1] == 1  # tiled
+    with pytest.raises(ValueError, match=r"18 misshapen: .*groups.0.block0.conv.weight \(16, 16, 3, 3\)"):
+        load_official(net, {"params": flat_parameters(CIFAR)[0], "stats": stats})
+
+
+def test_only_diracnets_are_written():
+    with pytest.raises(TypeError, match="model must be a DiracNet, got Linear"):
+        to_official(nn.Linear(2, 2))
+
+
+class Executed:
+    def __reduce__(self):
+        return pytest.fail, ("a checkpoint was executed",)
+
+
+def test_files_are_read_whole_or_refused_by_name_and_never_executed(tmp_path):
+    params, stats = flat_parameters(CIFAR)
+    whole, cut, program, other = (tmp_path / name for name in ("whole.pth", "cut.pth", "program.pth", "other.pth"))
+    torch.save({"params": params, "stats": stats, "optimizer": {"state": {}}, "epoch": 7}, whole)
+    read = read_official(whole)
+    assert read["epoch"] == 7
+    load_official(diracnet(10, 1), read)
+    cut.write_bytes(whole.read_bytes()[:2000])
+    torch.save({"params": Executed()}, program)
+    torch.save([1, 2], other)
+    for path in (cut, program):
+        with pytest.raises(ValueError, match=rf"path must be a whole checkpoint file, got '.*{path.name}'"):
+            read_official(path)
+    with pytest.raises(ValueError, match="path must hold a dictionary, got a list in"):
+        read_official(other)
+    with pytest.raises(FileNotFoundError):
+        read_official(tmp_path / "absent.pth")

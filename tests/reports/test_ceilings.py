@@ -92,3 +92,8 @@ def test_a_broken_line_of_a_journal_is_named(tmp_path):
     journal.write_text('{"environment": {}}\n{"started": [}\n{"started": []}\n')
     with pytest.raises(Exception, match=r"j.jsonl: not JSON \(line 2: "):
         load([journal])
+
+
+def test_peak_memory_stands_with_the_rates():
+    assert ceilings.rates({"flop_per_s": 2e9, "peak_bytes": 1.5e9}) == "2 GFLOP/s · peak 1.5 GB"
+    assert ceilings.rates({"peak_bytes": float("nan")}) == ""

@@ -27,6 +27,7 @@ from tests.scripted_gpu import Clock, FakeGpu
 from triton_dirac import DiracConv2d, functional, prepared, tuning
 from triton_dirac.conv import dgrad_configs, fprop_configs, wgrad_configs
 from triton_dirac.conv.dgrad import prepare_dgrad
+from triton_dirac.conv.epilogue import Epilogue
 from triton_dirac.conv.fprop import fprop, prepare_fprop
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad import prepare_wgrad
@@ -187,8 +188,8 @@ def launches():
     x, w, dy, alpha = tensor(p.input_shape), tensor(p.weight_shape), tensor(p.output_shape), torch.empty(p.K)
     shifted = torch.empty(p.K + 1)[1:]  # 4 bytes past a multiple of 16
     passes = {
-        "fprop": (fprop_configs, lambda c: prepare_fprop(x, w, None, alpha, p, config=c)),
-        "fprop shifted": (fprop_configs, lambda c: prepare_fprop(x, w, shifted, alpha, p, relu=True, config=c)),
+        "fprop": (fprop_configs, lambda c: prepare_fprop(x, w, p, Epilogue(alpha=alpha), config=c)),
+        "fprop shifted": (fprop_configs, lambda c: prepare_fprop(x, w, p, Epilogue(shifted, alpha, "relu"), config=c)),
         "dgrad": (dgrad_configs, lambda c: prepare_dgrad(dy, w, alpha, p, config=c, target=H100)),
         "wgrad": (wgrad_configs, lambda c: prepare_wgrad(dy, x, p, dtype=dtype, config=c, target=H100)),
     }
@@ -227,7 +228,7 @@ def tuned():
         torch.randn(s).bfloat16().to(memory_format=torch.channels_last)
         for s in (problem.input_shape, problem.weight_shape)
     )
-    fprop(x, w, None, None, problem)
+    fprop(x, w, problem)
     offered = [config.label for config in fprop_configs.offered(problem, torch.bfloat16, H100)]
     return {"timed": timed, "offered": offered, "launched": len(hits), "compiled": hits.count(False)}
 

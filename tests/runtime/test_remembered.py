@@ -168,7 +168,7 @@ def test_picks_that_are_forgotten_are_not_replayed(replays):
 def test_where_torch_convolves_it_is_a_step_as_others(replays, monkeypatch):
     monkeypatch.setattr(conv, "choose", lambda *arguments, **options: "torch")
     geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
-    settings = dirac_op.DiracSettings(1e-12, True, *geometry, False, "default", True)
+    settings = dirac_op.DiracSettings(1e-12, True, *geometry, None, "default", True)
     for seed in range(3):
         inputs = tensors(seed)
         if seed:
@@ -192,7 +192,7 @@ def test_a_warm_call_answers_like_a_cold_one_to_transforms_and_wrong_groups():
     for groups in ([1], 1.0):
         with pytest.raises(ValueError, match="groups must be a positive integer"):
             run(inputs, groups=groups)
-    with pytest.raises(ValueError, match="activation must be None or 'relu', got 'gelu'"):
+    with pytest.raises(ValueError, match="activation must be None or one of 'relu', 'silu', got 'gelu'"):
         run(inputs, activation="gelu")
 
 

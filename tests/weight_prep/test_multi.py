@@ -14,7 +14,7 @@ from triton_dirac.runtime.launch import Launch
 from triton_dirac.weight_prep import address_tables
 from triton_dirac.weight_prep import multi as weight_prep_multi
 from triton_dirac.weight_prep.address_tables import DescriptorTables
-from triton_dirac.weight_prep.layers import ALIGNMENT, Flat, LayerSpec, LayersPlan
+from triton_dirac.weight_prep.layers import ALIGNMENT, Flat, LayerSpec, LayersPlan, packed
 from triton_dirac.weight_prep.multi import plan_weight_prep_multi, plan_weight_prep_multi_backward
 from triton_dirac.weight_prep.single import TILE, is_channels_last, weight_prep, weight_prep_backward
 
@@ -328,3 +328,14 @@ def test_outputs_may_be_changed_in_place(device):
     (together,) = torch.autograd.grad(first.sum() + second.sum(), layers[0][2], retain_graph=True)
     (alone,) = torch.autograd.grad(2 * td.dirac_weight(*layers[0], backend="triton").sum(), layers[0][2])
     assert torch.allclose(together, alone)
+
+
+@pytest.mark.cpu
+def test_what_a_word_does_not_hold_is_refused():
+    assert packed(3, 5) == 3 | 5 << 32
+    assert packed(2**15 - 1, 2, 16) == 0x2_7FFF
+    for numbers in ((2**31, 0), (0, 2**31), (-1, 0)):
+        with pytest.raises(ValueError, match=f"got {numbers[0]} and {numbers[1]}"):
+            packed(*numbers)
+    with pytest.raises(ValueError, match="16 bits"):
+        packed(2**15, 0, 16)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 # Of a dtype on a target. Until a layer has been tuned its first call compiles each for three passes: 72 kernels, which
 # 16 cores do in 4 s.
 MOST_CONFIGS = 24
@@ -56,6 +58,11 @@ class Config:
     def label(self) -> str:
         """What it is called in the file of timings: all that changes its code, not its reason."""
         return f"{self.name} g{self.group_m}" + (" all registers" if self.all_registers else "")
+
+
+def has_vectors(dtype: torch.dtype, *channels: int) -> bool:
+    """Whether numbers of channels divide into 16-byte loads; a group's do in the whole image, too."""
+    return all(size * dtype.itemsize % 16 == 0 for size in channels)
 
 
 def with_all_registers(table: Iterable[Config]) -> tuple[Config, ...]:

@@ -7,17 +7,18 @@ with the fewest ``estimated_cycles``. ``dgrad`` swaps the roles of the two image
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 
 from triton_dirac.conv import cycles
-from triton_dirac.conv.config import Config, checked, with_all_registers
+from triton_dirac.conv.config import Config, checked, has_vectors, with_all_registers
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import Target
 
-FULL_BATCH = 0.75  # share of a batch-order tile's images that must exist
+FULL_ROWS = 0.75  # share of a batch-order tile's rows, one image each, that must exist
 
 # Pointers: what tensor descriptors cannot read, which is strides, small batches and GPUs without them.
 _HALF = (
@@ -126,8 +127,7 @@ def gemm_of(problem: ConvProblem, dgrad: bool) -> Gemm:
     """The implicit GEMM of fprop or dgrad."""
     sh, sw = problem.stride
     C, K = problem.C // problem.groups, problem.K // problem.groups
-    inside = _inside(problem.P, problem.R, problem.H, sh, problem.padding[0], problem.dilation[0])
-    inside *= _inside(problem.Q, problem.S, problem.W, sw, problem.padding[2], problem.dilation[1])
+    inside = math.prod(problem.inside)
     if dgrad:  # as many pairs reach inside, of H x W target pixels and their phases' taps
         taps = problem.R * problem.S / (sh * sw)
         pairs = inside * problem.P * problem.Q * problem.R * problem.S
@@ -150,18 +150,6 @@ def gemm_of(problem: ConvProblem, dgrad: bool) -> Gemm:
     )
 
 
-def _inside(outputs: int, window: int, size: int, stride: int, pad: int, dilation: int) -> float:
-    """Share of (output, tap) pairs that read inside the image, along one dimension."""
-    reads = (o * stride - pad + tap * dilation for o in range(outputs) for tap in range(window))
-    return sum(0 <= at < size for at in reads) / max(1, outputs * window)
-
-
-def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
-    """Whether both images' channels divide into 16-byte loads, in the group and in the image."""
-    width = 16 // dtype.itemsize
-    return all(size // problem.groups % width == 0 for size in (problem.C, problem.K))
-
-
 def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = "ieee") -> list[Config]:
     """All configs of a dtype on a target; ``vectors``: channels divide into 16-byte loads."""
     chosen: tuple[Config, ...]
@@ -181,13 +169,8 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
         chosen = tuple(dict.fromkeys(replace(config, num_stages=2, all_registers=False) for config in chosen))
     elif precision != "tf32":  # whose small tiles' loops the assembler would unroll until 255 do not suffice
         chosen = with_all_registers(chosen)
-    fitting = [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
+    fitting = [c for c in chosen if cycles.shared_bytes(c, dtype.itemsize, target) <= target.shared_bytes]
     return checked(fitting, f"fprop's and dgrad's configs of {dtype} {precision} for {target.name}")
-
-
-def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
-    """Shared memory that a config's pipeline takes."""
-    return cycles.shared_bytes(config, dtype.itemsize, target)
 
 
 def tail_of(channels: int, block_k: int) -> int:
@@ -203,7 +186,7 @@ def suits(config: Config, gemm: Gemm) -> bool:
     if config.loader == "gather":
         return True
     blocks = -(-gemm.images // config.block_m)
-    full = gemm.images >= FULL_BATCH * blocks * config.block_m > 0
+    full = gemm.images >= FULL_ROWS * blocks * config.block_m > 0
     if config.loader == "persistent":
         whole = gemm.channels % config.block_k == 0 and gemm.columns >= config.block_n and gemm.groups == 1
         return full and gemm.stride_one and whole
@@ -218,7 +201,8 @@ def offered(
 ) -> list[Config]:
     """The configs worth measuring for a problem."""
     gemm = gemm_of(problem, dgrad)
-    return [c for c in configs(dtype, has_vectors(problem, dtype), target, precision) if suits(c, gemm)]
+    vectors = has_vectors(dtype, gemm.channels, gemm.columns)
+    return [c for c in configs(dtype, vectors, target, precision) if suits(c, gemm)]
 
 
 def default(

@@ -21,7 +21,7 @@ import triton.language as tl
 
 from triton_dirac.conv.taps import (
     axis_taps,
-    clip_taps,
+    clip,
     divided,
     dot,
     first_of,
@@ -89,7 +89,7 @@ def tile_gemm(
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GROUPS: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     DGRAD: tl.constexpr, BIAS: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EXTRA_N: tl.constexpr,
     BLOCK_K: tl.constexpr, TAIL_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
@@ -108,8 +108,8 @@ def tile_gemm(
     tap_s, taps_w, w = axis_taps(0, pad_w, S, 1, DILATION_W, DGRAD)
     h += i
     w += j
-    first_a, taps_h = clip_taps(h, h, taps_h, H, DILATION_H)
-    first_b, taps_w = clip_taps(w, w, taps_w, W, DILATION_W)
+    first_a, taps_h = clip(h, taps_h, H, DILATION_H)
+    first_b, taps_w = clip(w, taps_w, W, DILATION_W)
     pixel = (h + first_a * DILATION_H) * W + w + first_b * DILATION_W
     filter_tap = (tap_r + first_a * TAP_STEP) * S + tap_s + first_b * TAP_STEP
 
@@ -118,7 +118,7 @@ def tile_gemm(
     n = tl.arange(0, BLOCK_M).to(tl.int64)
     row_ok = n < N - image
     source += image.to(tl.int64) * H * W * (C * GROUPS)
-    acc = identity(
+    acc = identity(  # [BLOCK_M, BLOCK_N]; extra: [BLOCK_M, EXTRA_N]
         n, i, j, row_ok, column, group,
         source, alpha, H, W, pad_h, pad_w,
         C, K, R, S, GROUPS, 1, 1, DILATION_H, DILATION_W,
@@ -150,5 +150,5 @@ def tile_gemm(
     target += (image.to(tl.int64) * P * Q + place) * (K * GROUPS)
     pixel = n * (P * Q)
     if EXTRA_N:  # first, so that its registers are free while the larger part passes through shared memory
-        store(extra, pixel, row_ok, extra_column, group, target, bias, K, GROUPS, BIAS, RELU)
-    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, RELU)
+        store(extra, pixel, row_ok, extra_column, group, target, bias, K, GROUPS, BIAS, ACTIVATION)
+    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, ACTIVATION)

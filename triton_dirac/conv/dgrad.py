@@ -7,31 +7,20 @@ problem per stride phase over the taps that reach it, without zero insertion or 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from triton_dirac.conv import dgrad_configs as tuning
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.direct import channels_last, direct_dgrad, empty, per_filter, prefers_direct
+from triton_dirac.conv.epilogue import Epilogue
 from triton_dirac.conv.launch import WINDOW, plan
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.autotune import pick
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.targets import Target, target_of
-
-
-def dgrad_flops(problem: ConvProblem) -> int:
-    """2 x multiply-adds: fprop's."""
-    return problem.flops
-
-
-def dgrad_bytes(problem: ConvProblem, dtype: torch.dtype, identity: bool = False) -> int:
-    """Bytes that must move: dy and weight read, dx written, each once; ``identity`` adds alpha."""
-    elements = problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q
-    elements += problem.K * (problem.C // problem.groups) * problem.R * problem.S
-    return elements * dtype.itemsize + (4 * problem.K if identity else 0)
 
 
 def dgrad(
@@ -85,13 +74,15 @@ def prepare_dgrad(
     """The gradient, still empty, and the launches of :func:`dgrad` that fill it; ``dy`` and ``w`` are channels-last."""
     steps = steps or Plan()
     dx = steps.new(empty(problem.input_shape, dy))
-    turned = tuning.wants_turned(config, target)
-    filters = steps.do(partial(turn, groups=problem.groups), w) if turned else w
-    return dx, plan_dgrad(dy, filters, dx, alpha, problem, precision=precision, config=config, turned=turned)
+    k_contiguous = tuning.wants_k_contiguous(config, target)
+    filters = steps.do(partial(with_k_contiguous, groups=problem.groups), w) if k_contiguous else w
+    how: dict[str, Any] = {"precision": precision, "config": config, "k_contiguous": k_contiguous}
+    return dx, plan_dgrad(dy, filters, dx, alpha, problem, **how)
 
 
-def turn(w: Tensor, groups: int) -> Tensor:
-    """(K, C / groups, R, S) -> (C, R, S, K / groups), taps rotated: the filters of dgrad seen as a convolution."""
+def with_k_contiguous(w: Tensor, groups: int) -> Tensor:
+    """(K, C / groups, R, S) -> (C, R, S, K / groups), taps rotated: the filters of dgrad seen as a convolution,
+    whose sum runs over K fastest."""
     return w.flip(2, 3).unflatten(0, (groups, -1)).permute(0, 2, 3, 4, 1).flatten(0, 1).contiguous()
 
 
@@ -104,15 +95,17 @@ def plan_dgrad(
     *,
     precision: str = "ieee",
     config: Config | None = None,
-    turned: bool = False,
+    k_contiguous: bool = False,
 ) -> list[Launch]:
-    """The launches of :func:`dgrad`, for channels-last tensors of any device, "meta" included; ``w`` may be turned."""
+    """The launches of :func:`dgrad`, for channels-last tensors of any device, "meta" included.
+
+    ``k_contiguous``: ``w`` is what :func:`with_k_contiguous` makes.
+    """
     config = config or tuning.default(problem, dy.dtype, target_of(dy.device), precision)
     return plan(
-        *(dy, w, dx, None, alpha, problem),
+        *(dy, w, dx, problem, Epilogue(alpha=alpha)),
         dgrad=True,
-        relu=False,
         precision=precision,
         config=config,
-        turned=turned,
+        k_contiguous=k_contiguous,
     )

@@ -20,8 +20,8 @@ def default(problem: ConvProblem, dtype: torch.dtype, target: Target, precision:
     return configs.default(problem, dtype, target, precision, dgrad=True)
 
 
-def wants_turned(config: Config, target: Target) -> bool:
-    """Whether the filters are turned to (C, R, S, K / groups) first, at the cost of reading and writing them once.
+def wants_k_contiguous(config: Config, target: Target) -> bool:
+    """Whether the filters are laid out as (C, R, S, K / groups) first, at the cost of reading and writing them once.
 
     AMD's matrix units take operands whose summed index runs fastest. Filters laid out otherwise pass through registers
     value by value: 152,304 executed instructions instead of 102,576 on gfx942, for 160 channels of 16 x 16.

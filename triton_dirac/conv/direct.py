@@ -3,7 +3,7 @@
 A program has a tile of pixels and of channels of all groups together, so that loads stay contiguous in
 channels_last however small a group is.
 
-    fprop   y[n, p, q, k]  = relu?(sum over r, s, j of x[n, h, w, g(k)*Cg + j] * w[k, j, r, s] + bias[k])
+    fprop   y[n, p, q, k]  = activation(sum over r, s, j of x[n, h, w, g(k)*Cg + j] * w[k, j, r, s] + bias[k])
     dgrad   dx[n, h, w, c] = sum over r, s, m of dy[n, p, q, g(c)*Kg + m] * w[g(c)*Kg + m, c - g(c)*Cg, r, s]
     wgrad   dw[k, j, r, s] = sum over n, p, q of dy[n, p, q, k] * x[n, h, w, g(k)*Cg + j]
 
@@ -14,11 +14,14 @@ and its parts are added in order by ``reduce_kernel``: no atomics, bitwise the s
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from triton_dirac.conv.epilogue import PLAIN, Epilogue, finish
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad_kernels import reduce_kernel
 from triton_dirac.runtime.launch import Launch
@@ -34,11 +37,11 @@ def direct_fprop_kernel(
     x, w, bias, alpha, y,
     pixels, K, C, Kg, Cg,
     H, W, P, Q, R, S,
-    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, alpha_step,
-    HAS_BIAS: tl.constexpr, HAS_ALPHA: tl.constexpr, RELU: tl.constexpr,
+    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
+    BIAS: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """x: (N, H, W, C). w: (K, R, S, Cg). bias, alpha: (K,); alpha_step 0 for alpha (1,). y: (N, P, Q, K)."""
+    """x: (N, H, W, C). w: (K, R, S, Cg). bias, alpha: (K,); ALPHA_STRIDE 0 for alpha (1,). y: (N, P, Q, K)."""
     tiles = tl.cdiv(K, BLOCK_CHANNELS)
     pixel = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     k = tl.program_id(0) % tiles * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -49,8 +52,8 @@ def direct_fprop_kernel(
     is_k, is_pixel = k < K, pixel < pixels
     group = k // Kg
     accumulator = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), dtype=tl.float32)
-    if HAS_ALPHA:
-        scale = tl.load(alpha + k * alpha_step, mask=is_k, other=0.0).to(tl.float32)
+    if IDENTITY:
+        scale = tl.load(alpha + k * ALPHA_STRIDE, mask=is_k, other=0.0).to(tl.float32)
     for r in range(R):
         h = p * stride_h - pad_top + r * dilation_h
         for s in range(S):
@@ -59,7 +62,7 @@ def direct_fprop_kernel(
             x_row = ((n * H + h) * W + column) * C
             for j in range(Cg):
                 weight = tl.load(w + ((k * R + r) * S + s) * Cg + j, mask=is_k, other=0.0).to(tl.float32)
-                if HAS_ALPHA:
+                if IDENTITY:
                     centre = (r == R // 2) & (s == S // 2) & (k - group * Kg == j)
                     weight = tl.where(centre, weight + scale, weight)
                 x_pointer = x + x_row[:, None] + (group * Cg + j)[None, :]
@@ -67,10 +70,7 @@ def direct_fprop_kernel(
                 # Selected, not multiplied by zero: an infinite weight leaves the padding alone.
                 product = value.to(tl.float32) * weight[None, :]
                 accumulator += tl.where(inside[:, None], product, 0.0)
-    if HAS_BIAS:
-        accumulator += tl.load(bias + k, mask=is_k, other=0.0).to(tl.float32)[None, :]
-    if RELU:  # NaN stays NaN, as torch.relu keeps it
-        accumulator = tl.where(accumulator < 0.0, 0.0, accumulator)
+    accumulator = finish(accumulator, bias, k, is_k, BIAS, ACTIVATION)
     y_pointer = y + (pixel * K)[:, None] + k[None, :]
     tl.store(y_pointer, accumulator.to(y.dtype.element_ty), mask=is_pixel[:, None] & is_k[None, :])
 
@@ -80,8 +80,8 @@ def direct_dgrad_kernel(
     dy, w, alpha, dx,
     pixels, K, C, Kg, Cg,
     H, W, P, Q, R, S,
-    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, alpha_step,
-    HAS_ALPHA: tl.constexpr,
+    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
+    IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """dy: (N, P, Q, K). w: (K, R, S, Cg). dx: (N, H, W, C). pixels: N*H*W, each seeks the outputs it fed."""
@@ -108,8 +108,8 @@ def direct_dgrad_kernel(
             for m in range(Kg):
                 k = group * Kg + m
                 weight = tl.load(w + ((k * R + r) * S + s) * Cg + j, mask=is_c, other=0.0).to(tl.float32)
-                if HAS_ALPHA:
-                    scale = tl.load(alpha + k * alpha_step, mask=is_c, other=0.0).to(tl.float32)
+                if IDENTITY:
+                    scale = tl.load(alpha + k * ALPHA_STRIDE, mask=is_c, other=0.0).to(tl.float32)
                     centre = (r == R // 2) & (s == S // 2) & (j == m)
                     weight = tl.where(centre, weight + scale, weight)
                 dy_pointer = dy + dy_row[:, None] + k[None, :]
@@ -199,27 +199,13 @@ def _blocks(channels: int) -> dict[str, int]:
     return {"BLOCK_PIXELS": min(256, TILE // width), "BLOCK_CHANNELS": width}
 
 
-def _alpha(alpha: Tensor | None) -> dict[str, Tensor | int | None]:
-    return {"alpha": alpha, "alpha_step": 0 if alpha is None or alpha.numel() == 1 else 1}
-
-
-def plan_direct_fprop(
-    x: Tensor,
-    w: Tensor,
-    y: Tensor,
-    bias: Tensor | None,
-    alpha: Tensor | None,
-    problem: ConvProblem,
-    *,
-    relu: bool,
-) -> list[Launch]:
+def plan_direct_fprop(x: Tensor, w: Tensor, y: Tensor, problem: ConvProblem, epilogue: Epilogue) -> list[Launch]:
     """The launch of fprop; x, w, y channels_last dense. Shapes as ``direct_fprop``'s."""
     blocks = _blocks(problem.K)
     pixels = problem.N * problem.P * problem.Q
     tiles = triton.cdiv(pixels, blocks["BLOCK_PIXELS"]) * triton.cdiv(problem.K, blocks["BLOCK_CHANNELS"])
-    args = {"x": x, "w": w, "bias": bias, "y": y, "pixels": pixels} | _alpha(alpha) | _geometry(problem)
-    flags = {"HAS_BIAS": bias is not None, "HAS_ALPHA": alpha is not None, "RELU": relu}
-    return [Launch(direct_fprop_kernel, (tiles,), args, flags | blocks, {"num_warps": 4})]
+    args = {"x": x, "w": w, "y": y, "pixels": pixels} | epilogue.args | _geometry(problem)
+    return [Launch(direct_fprop_kernel, (tiles,), args, epilogue.constexprs | blocks, {"num_warps": 4})]
 
 
 def plan_direct_dgrad(dy: Tensor, w: Tensor, dx: Tensor, alpha: Tensor | None, problem: ConvProblem) -> list[Launch]:
@@ -227,9 +213,9 @@ def plan_direct_dgrad(dy: Tensor, w: Tensor, dx: Tensor, alpha: Tensor | None, p
     blocks = _blocks(problem.C)
     pixels = problem.N * problem.H * problem.W
     tiles = triton.cdiv(pixels, blocks["BLOCK_PIXELS"]) * triton.cdiv(problem.C, blocks["BLOCK_CHANNELS"])
-    args = {"dy": dy, "w": w, "dx": dx, "pixels": pixels} | _alpha(alpha) | _geometry(problem)
-    flags = {"HAS_ALPHA": alpha is not None}
-    return [Launch(direct_dgrad_kernel, (tiles,), args, flags | blocks, {"num_warps": 4})]
+    args = {"dy": dy, "w": w, "alpha": alpha, "dx": dx, "pixels": pixels} | _geometry(problem)
+    constexprs = Epilogue(alpha=alpha).identity | blocks
+    return [Launch(direct_dgrad_kernel, (tiles,), args, constexprs, {"num_warps": 4})]
 
 
 def direct_split_k(problem: ConvProblem, target: Target) -> int:
@@ -270,6 +256,10 @@ def per_filter(tensor: Tensor | None, steps: Plan) -> Tensor | None:
     return None if tensor is None else steps.do(Tensor.contiguous, tensor)
 
 
+def ready(epilogue: Epilogue, steps: Plan) -> Epilogue:
+    return replace(epilogue, bias=per_filter(epilogue.bias, steps), alpha=per_filter(epilogue.alpha, steps))
+
+
 def channels_last(tensor: Tensor) -> Tensor:
     """The tensor itself where it is dense in that order, else a copy."""
     return tensor.contiguous(memory_format=torch.channels_last)
@@ -280,25 +270,18 @@ def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None
 
 
 def direct_fprop(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    alpha: Tensor | None,
-    problem: ConvProblem,
-    *,
-    relu: bool = False,
-    steps: Plan | None = None,
+    x: Tensor, w: Tensor, problem: ConvProblem, epilogue: Epilogue = PLAIN, *, steps: Plan | None = None
 ) -> Tensor:
-    """y = relu?(conv(x, w) + bias + alpha * x[centre tap]), (N, K, P, Q) channels_last.
+    """y = activation(conv(x, w) + bias + alpha * x[centre tap]), (N, K, P, Q) channels_last.
 
-    x: (N, C, H, W) and w: (K, C/groups, R, S) of one dtype and any memory format; bias (K,) or None; alpha
-    (K,), (1,) or None, in float32 or x's dtype. float32 products are IEEE's whatever torch's TF32 switches say.
+    x: (N, C, H, W) and w: (K, C/groups, R, S) of one dtype and any memory format. float32 products are IEEE's whatever
+    torch's TF32 switches say.
     """
     steps = steps or Plan()
     x, w = steps.do(channels_last, x), steps.do(channels_last, w)
     y = steps.new(empty(problem.output_shape, x))
-    bias, alpha = per_filter(bias, steps), per_filter(alpha, steps)
-    for launch in plan_direct_fprop(x, w, y, bias, alpha, problem, relu=relu):
+    epilogue = ready(epilogue, steps)
+    for launch in plan_direct_fprop(x, w, y, problem, epilogue):
         steps.launch(launch)
     return y
 
@@ -306,7 +289,7 @@ def direct_fprop(
 def direct_dgrad(
     dy: Tensor, w: Tensor, alpha: Tensor | None, problem: ConvProblem, *, steps: Plan | None = None
 ) -> Tensor:
-    """dx = gradient of ``direct_fprop`` (without relu) to x, (N, C, H, W) channels_last. dy: (N, K, P, Q)."""
+    """dx = gradient of ``direct_fprop`` (without an activation) to x, (N, C, H, W) channels_last. dy: (N, K, P, Q)."""
     steps = steps or Plan()
     dy, w, alpha = steps.do(channels_last, dy), steps.do(channels_last, w), per_filter(alpha, steps)
     dx = steps.new(empty(problem.input_shape, dy))
@@ -336,14 +319,3 @@ def direct_wgrad(
     for launch in plan_direct_wgrad(dy, x, dw, workspace, problem, split_k=split_k):
         steps.launch(launch)
     return dw
-
-
-def direct_bytes(problem: ConvProblem, dtype: torch.dtype) -> int:
-    """Least traffic to memory of any of the three passes: images and weights once each."""
-    images = problem.N * (problem.P * problem.Q * problem.K + problem.H * problem.W * problem.C)
-    return (images + problem.K * problem.C // problem.groups * problem.R * problem.S) * dtype.itemsize
-
-
-def direct_flops(problem: ConvProblem) -> int:
-    """2 x multiply-adds of any of the three passes, taps outside the image counted."""
-    return problem.flops

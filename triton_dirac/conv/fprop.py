@@ -1,4 +1,4 @@
-"""fprop: the convolution forward, with bias, identity term and ReLU in its epilogue.
+"""fprop: the convolution forward, with its epilogue.
 
 GEMM view: M = N*P*Q rows, N = K / groups columns, K = (C / groups) * R * S; see ``taps``.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from triton_dirac.conv import fprop_configs as tuning
 from triton_dirac.conv.config import Config
-from triton_dirac.conv.direct import channels_last, direct_fprop, empty, per_filter, prefers_direct
+from triton_dirac.conv.direct import channels_last, direct_fprop, empty, prefers_direct, ready
+from triton_dirac.conv.epilogue import PLAIN, Epilogue
 from triton_dirac.conv.launch import WINDOW, plan
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.autotune import pick
@@ -21,46 +21,27 @@ from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.targets import target_of
 
 
-def fprop_flops(problem: ConvProblem) -> int:
-    """2 x multiply-adds."""
-    return problem.flops
-
-
-def fprop_bytes(problem: ConvProblem, dtype: torch.dtype, identity: bool = False) -> int:
-    """Bytes that must move: input and weight read, output written, each once.
-
-    The identity's pixels are among the input's; ``identity`` adds alpha.
-    """
-    elements = problem.N * problem.C * problem.H * problem.W + problem.N * problem.K * problem.P * problem.Q
-    elements += problem.K * (problem.C // problem.groups) * problem.R * problem.S
-    return elements * dtype.itemsize + (4 * problem.K if identity else 0)
-
-
 def fprop(
     x: Tensor,
     w: Tensor,
-    bias: Tensor | None,
-    alpha: Tensor | None,
     problem: ConvProblem,
+    epilogue: Epilogue = PLAIN,
     *,
-    relu: bool = False,
     precision: str = "ieee",
     config: Config | None = None,
     steps: Plan | None = None,
 ) -> Tensor:
-    """y = relu?(conv(x, w) + bias[k] + alpha[k] * x[n, c(k), centre]), channels-last.
+    """y = activation(conv(x, w) + bias[k] + alpha[k] * x[n, c(k), centre]), channels-last.
 
-    x (N, C, H, W), w (K, C / groups, R, S), bias (K,) or None; alpha (K,), (1,) or None, float32 or x's
-    dtype. Filter g * K/groups + d reads channel c = g * C/groups + d at tap (R // 2, S // 2) for
-    d < min(K, C) / groups; centres outside the image count as 0. Sums are float32; ``precision`` ("ieee",
-    "tf32", "tf32x3") is how float32 operands are multiplied.
+    x (N, C, H, W), w (K, C / groups, R, S). For alpha filter g * K/groups + d reads channel c = g * C/groups + d at tap
+    (R // 2, S // 2) for d < min(K, C) / groups; centres outside the image count as 0. Sums are float32; ``precision``
+    ("ieee", "tf32", "tf32x3") is how float32 operands are multiplied.
     """
     steps = steps or Plan()
     if config is None and (prefers_direct(problem) or max(problem.R, problem.S) > WINDOW):
-        return direct_fprop(x, w, bias, alpha, problem, relu=relu, steps=steps)
+        return direct_fprop(x, w, problem, epilogue, steps=steps)
     x, w = steps.do(channels_last, x), steps.do(channels_last, w)
-    bias, alpha = per_filter(bias, steps), per_filter(alpha, steps)
-    ready = partial(prepare_fprop, x, w, bias, alpha, problem, relu=relu, precision=precision)
+    prepare = partial(prepare_fprop, x, w, problem, ready(epilogue, steps), precision=precision)
     if config is None:
         config = pick(
             "conv_fprop",
@@ -70,9 +51,9 @@ def fprop(
             precision,
             offered=partial(tuning.offered, precision=precision),
             default=partial(tuning.default, precision=precision),
-            plan=lambda config: ready(config=config)[1],
+            plan=lambda config: prepare(config=config)[1],
         )
-    y, launches = ready(config=config, steps=steps)
+    y, launches = prepare(config=config, steps=steps)
     for launch in launches:
         steps.launch(launch)
     return y
@@ -81,32 +62,28 @@ def fprop(
 def prepare_fprop(
     x: Tensor,
     w: Tensor,
-    bias: Tensor | None,
-    alpha: Tensor | None,
     problem: ConvProblem,
+    epilogue: Epilogue = PLAIN,
     *,
-    relu: bool = False,
     precision: str = "ieee",
     config: Config,
     steps: Plan | None = None,
 ) -> tuple[Tensor, list[Launch]]:
     """The output, still empty, and the launches of :func:`fprop` that fill it; ``x`` and ``w`` are channels-last."""
     y = (steps or Plan()).new(empty(problem.output_shape, x))
-    return y, plan_fprop(x, w, y, bias, alpha, problem, relu=relu, precision=precision, config=config)
+    return y, plan_fprop(x, w, y, problem, epilogue, precision=precision, config=config)
 
 
 def plan_fprop(
     x: Tensor,
     w: Tensor,
     y: Tensor,
-    bias: Tensor | None,
-    alpha: Tensor | None,
     problem: ConvProblem,
+    epilogue: Epilogue = PLAIN,
     *,
-    relu: bool = False,
     precision: str = "ieee",
     config: Config | None = None,
 ) -> list[Launch]:
     """The launches of :func:`fprop`, for channels-last tensors of any device, "meta" included."""
     config = config or tuning.default(problem, x.dtype, target_of(x.device), precision)
-    return plan(x, w, y, bias, alpha, problem, dgrad=False, relu=relu, precision=precision, config=config)
+    return plan(x, w, y, problem, epilogue, dgrad=False, precision=precision, config=config)

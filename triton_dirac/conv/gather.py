@@ -22,7 +22,7 @@ import triton.language as tl
 
 from triton_dirac.conv.taps import (
     axis_taps,
-    clip_taps,
+    clip,
     divided,
     dot,
     first_of,
@@ -77,12 +77,12 @@ def outside_taps(
 def sum_taps_fastest(
     acc, source_row, weight_row, weight_k, outside, taps_h, taps_w, source_a, source_b, weight_a, weight_b,
     C: tl.constexpr, K: tl.constexpr, RS: tl.constexpr, MOST_H: tl.constexpr, MOST_W: tl.constexpr,
-    ACROSS: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOOKAHEAD: tl.constexpr,
+    N_CONTIGUOUS: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOOKAHEAD: tl.constexpr,
 ):  # fmt: skip
     """acc + the sum over (channel block, a, b), taps fastest. A channel tail is masked in both operands."""
     TAIL: tl.constexpr = C % BLOCK_K != 0
-    CHANNEL: tl.constexpr = RS * K if ACROSS else 1  # weight elements from one channel to the next
+    CHANNEL: tl.constexpr = RS * K if N_CONTIGUOUS else 1  # weight elements from one channel to the next
     k = tl.arange(0, BLOCK_K)
     channel = k
     source_k = k.to(OFFSET)
@@ -93,7 +93,7 @@ def sum_taps_fastest(
     first, row_ends, end = tap_walk(taps_h, taps_w, MOST_H, MOST_W)
     tap = first
     for _ in range(LOOKAHEAD - taps_h * taps_w * tl.cdiv(C, BLOCK_K), LOOKAHEAD):
-        sources = source_row[:, None] + source_k[None, :]
+        sources = source_row[:, None] + source_k[None, :]  # [BLOCK_M, BLOCK_K], as x
         if MASKED and TAIL:
             inside = ((outside & tap) == 0)[:, None] & (channel < C)[None, :]
             x = tl.load(sources, mask=inside, other=0.0)
@@ -103,8 +103,8 @@ def sum_taps_fastest(
             x = tl.load(sources, mask=(channel < C)[None, :], other=0.0)
         else:
             x = tl.load(sources)
-        if ACROSS:
-            weights = weight_row[:, None] + weight_k[None, :]
+        if N_CONTIGUOUS:
+            weights = weight_row[:, None] + weight_k[None, :]  # [BLOCK_K, BLOCK_N], as y
         else:
             weights = weight_row[None, :] + weight_k[:, None]
         y = tl.load(weights, mask=(channel < C)[:, None], other=0.0) if TAIL else tl.load(weights)
@@ -121,8 +121,8 @@ def sum_taps_fastest(
 def sum_flat(
     acc, source_row, weight_row, weight_k, outside, source_a, source_b, weight_a, weight_b,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    ACROSS: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOOKAHEAD: tl.constexpr,
+    N_CONTIGUOUS: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOOKAHEAD: tl.constexpr,
 ):  # fmt: skip
     """acc + the sum over one index (a, b, c) in steps of BLOCK_K, whose divisions by constants are multiplies."""
     TOTAL: tl.constexpr = R * S * C
@@ -135,7 +135,7 @@ def sum_flat(
         tap = index // C
         tap_row = tap // S
         source_k = index.to(OFFSET) + tap * (source_b - C) + tap_row * (source_a - S * source_b)
-        sources = source_row[:, None] + source_k[None, :]
+        sources = source_row[:, None] + source_k[None, :]  # [BLOCK_M, BLOCK_K], as x
         if MASKED:
             if one_bit(R, S):
                 shift = tap if TOTAL % BLOCK_K == 0 else tl.minimum(tap, R * S)
@@ -147,7 +147,7 @@ def sum_flat(
             x = tl.load(sources, mask=(index < TOTAL)[None, :], other=0.0)
         else:
             x = tl.load(sources)
-        if ACROSS:
+        if N_CONTIGUOUS:
             # The pointer of row k is k channels on already. Sums may wrap: their end does not.
             offset = (step + (STEPS - LOOKAHEAD)) * (BLOCK_K * CHANNEL) + tap * (weight_b - C * CHANNEL)
             weights = weight_row[:, None] + (offset[:, None] + weight_k[None, :])
@@ -167,7 +167,7 @@ def gather_gemm(
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GROUPS: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     DGRAD: tl.constexpr, BIAS: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, ACROSS: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, N_CONTIGUOUS: tl.constexpr,
     BATCH_ORDER: tl.constexpr, PADDED: tl.constexpr, OFFSET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     LOOKAHEAD: tl.constexpr,
@@ -175,9 +175,9 @@ def gather_gemm(
     """source (N, H, W, GROUPS * C), target (N, P, Q, GROUPS * K); pad_h, pad_w are the convolution's, top and left.
 
     weight_vectors: elements from one weight row to the next, in units of ``vector_width``. A row is a target channel's
-    weights, source channels fastest; or, ACROSS the sum, a source channel's, target channels fastest. In dgrad the taps
-    of the first kind are turned round, so that its walk goes forward: AMD's buffer loads want no negative part of an
-    offset.
+    weights, source channels fastest (K-contiguous, as a GEMM's operand B may be); or, N_CONTIGUOUS, a source channel's,
+    target channels fastest. In dgrad the taps of the first kind are reversed, so that its walk goes forward: AMD's
+    buffer loads want no negative part of an offset.
     Grid: (row tiles * column tiles, GROUPS * stride phases).
     """
     EVERY_I: tl.constexpr = STRIDE_H if DGRAD else 1  # target pixels (i * EVERY_I + phase_h, j * EVERY_J + phase_w)
@@ -192,7 +192,7 @@ def gather_gemm(
     MOST_W: tl.constexpr = most_taps(S, STRIDE_W, DILATION_W, DGRAD)
     MASKED: tl.constexpr = PADDED and not BATCH_ORDER
     PIXEL: tl.constexpr = C * GROUPS
-    TAP: tl.constexpr = K if ACROSS else C
+    TAP: tl.constexpr = K if N_CONTIGUOUS else C
 
     group = tl.program_id(1) % GROUPS
     phase_h = tl.program_id(1) // GROUPS // EVERY_J
@@ -228,8 +228,8 @@ def gather_gemm(
     h = i * SKIP_H + start_h
     w = j * SKIP_W + start_w
     if BATCH_ORDER:
-        first_a, taps_h = clip_taps(h, h, taps_h, H, STEP_H)
-        first_b, taps_w = clip_taps(w, w, taps_w, W, STEP_W)
+        first_a, taps_h = clip(h, taps_h, H, STEP_H)
+        first_b, taps_w = clip(w, taps_w, W, STEP_W)
         h += first_a * STEP_H
         w += first_b * STEP_W
         tap_r += first_a * TAP_H
@@ -244,20 +244,20 @@ def gather_gemm(
     column = first_column + tl.arange(0, BLOCK_N)
     VECTOR: tl.constexpr = vector_width(TAP)
     apart = weight_vectors * VECTOR
-    TURNED: tl.constexpr = DGRAD and not ACROSS
-    SIGN: tl.constexpr = -1 if TURNED else 1
-    weight_k = (((R - 1 - tap_r) * S + S - 1 - tap_s) if TURNED else (tap_r * S + tap_s)) * TAP
-    if ACROSS:
+    REVERSED: tl.constexpr = DGRAD and not N_CONTIGUOUS
+    SIGN: tl.constexpr = -1 if REVERSED else 1
+    weight_k = (((R - 1 - tap_r) * S + S - 1 - tap_s) if REVERSED else (tap_r * S + tap_s)) * TAP
+    if N_CONTIGUOUS:
         weight += group.to(tl.int64) * C * (R * S * K)
-        weight_row = weight + tl.arange(0, BLOCK_K) * apart
+        weight_row = weight + tl.arange(0, BLOCK_K) * apart  # [BLOCK_K], and weight_k [BLOCK_N]
         weight_k += column // VECTOR % (K // VECTOR) * VECTOR + column % VECTOR if K < BLOCK_N else column
     else:
         weight += (group * K + first_column).to(tl.int64) * (R * S * C)
-        weight_row = weight + tl.arange(0, BLOCK_N) % K * apart
+        weight_row = weight + tl.arange(0, BLOCK_N) % K * apart  # [BLOCK_N], and weight_k [BLOCK_K]
         weight_k += tl.arange(0, BLOCK_K)
-    source_row = source + ((n * H + h) * W + w) * PIXEL + group * C
+    source_row = source + ((n * H + h) * W + w) * PIXEL + group * C  # [BLOCK_M]: each row's first tap
     source_a = STEP_H * W * PIXEL
-    acc = identity(
+    acc = identity(  # [BLOCK_M, BLOCK_N]
         n, i * EVERY_I + phase_h, j * EVERY_J + phase_w, row_ok, column, group,
         source, alpha, H, W, pad_h, pad_w,
         C, K, R, S, GROUPS, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
@@ -267,13 +267,13 @@ def gather_gemm(
         acc = sum_taps_fastest(
             acc, source_row, weight_row, weight_k, outside,
             taps_h, taps_w, source_a, STEP_W * PIXEL, SIGN * TAP_H * S * TAP, SIGN * TAP_W * TAP,
-            C, K, R * S, MOST_H, MOST_W, ACROSS, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
+            C, K, R * S, MOST_H, MOST_W, N_CONTIGUOUS, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
         )  # fmt: skip
     else:
         acc = sum_flat(
             acc, source_row, weight_row, weight_k, outside,
             source_a, STEP_W * PIXEL, SIGN * TAP_H * S * TAP, SIGN * TAP_W * TAP,
-            C, K, R, S, ACROSS, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
+            C, K, R, S, N_CONTIGUOUS, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
         )  # fmt: skip
     # Geometry that is cheap to form again need not outlive the loop, where it would cost registers.
     if BATCH_ORDER:
@@ -291,4 +291,4 @@ def gather_gemm(
         target += (tile_m * BLOCK_M).to(tl.int64) * (K * GROUPS)
         pixel = tl.arange(0, BLOCK_M)
         row_ok = tile_m * BLOCK_M + pixel < N * P * Q
-    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, RELU)
+    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, ACTIVATION)

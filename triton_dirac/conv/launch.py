@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.configs import tail_of
 from triton_dirac.conv.descriptor import tile_gemm
+from triton_dirac.conv.epilogue import Epilogue
 from triton_dirac.conv.gather import gather_gemm
 from triton_dirac.conv.persistent import persistent_gemm
 from triton_dirac.conv.problem import ConvProblem
@@ -29,20 +30,18 @@ def plan(
     source: Tensor,
     weight: Tensor,
     target: Tensor,
-    bias: Tensor | None,
-    alpha: Tensor | None,
     problem: ConvProblem,
+    epilogue: Epilogue,
     *,
     dgrad: bool,
-    relu: bool,
     precision: str,
     config: Config,
-    turned: bool = False,
+    k_contiguous: bool = False,
 ) -> list[Launch]:
     """Launches that fill ``target`` from ``source``: x to y, or with ``dgrad`` dy to dx.
 
-    ``weight`` is channels-last, (K, C / groups, R, S), or for dgrad's gather loader ``turned``: see
-    ``dgrad.turn``.
+    ``weight`` is channels-last, (K, C / groups, R, S), or with ``k_contiguous``, for dgrad's gather loader,
+    what ``dgrad.with_k_contiguous`` makes of it.
 
     Rows are numbered in int32: a batch of more than 2^31 pixels is halved, one launch each.
     """
@@ -62,20 +61,16 @@ def plan(
     pixels = -(-P // every_h) * -(-Q // every_w)  # of the largest phase
     if N * pixels >= INT32 - config.block_m:
         halves = (slice(0, N // 2), slice(N // 2, N))
-        half_of = partial(plan, dgrad=dgrad, relu=relu, precision=precision, config=config, turned=turned)
-        return [
-            launch for half in halves for launch in half_of(source[half], weight, target[half], bias, alpha, problem)
-        ]
-    args = {
-        "source": source, "target": target, "bias": bias, "alpha": alpha,
+        half_of = partial(plan, dgrad=dgrad, precision=precision, config=config, k_contiguous=k_contiguous)
+        return [launch for half in halves for launch in half_of(source[half], weight, target[half], problem, epilogue)]
+    args = epilogue.args | {
+        "source": source, "target": target,
         "N": N, "H": H, "W": W, "P": P, "Q": Q, "pad_h": problem.padding[0], "pad_w": problem.padding[2],
     }  # fmt: skip
-    constexprs = {
+    constexprs = epilogue.constexprs | {
         "C": C, "K": K, "R": problem.R, "S": problem.S, "GROUPS": groups,
         "DILATION_H": problem.dilation[0], "DILATION_W": problem.dilation[1],
-        "DGRAD": dgrad, "BIAS": bias is not None, "IDENTITY": alpha is not None,
-        "ALPHA_STRIDE": 0 if alpha is None or alpha.numel() == 1 else 1,
-        "RELU": relu, "PRECISION": precision, "WIDEN": INTERPRETED and source.dtype == torch.bfloat16,
+        "DGRAD": dgrad, "PRECISION": precision, "WIDEN": INTERPRETED and source.dtype == torch.bfloat16,
         "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": config.group_m,
     }  # fmt: skip
 
@@ -97,12 +92,12 @@ def plan(
         row_tiles, images = -(-N * pixels // config.block_m), config.block_m // max(pixels, 1) + 2
     # One image more for the padding around the first and the last.
     wide = (images + 1) * max(H * W * C, P * Q * K) * groups >= INT32
-    across = dgrad and not turned
-    last = K if across else C  # of the weight's dimensions
+    n_contiguous = dgrad and not k_contiguous
+    last = K if n_contiguous else C  # of the weight's dimensions
     args |= {"weight": weight, "weight_vectors": problem.R * problem.S * last // vector_width(last)}
     constexprs |= {
         "STRIDE_H": stride_h, "STRIDE_W": stride_w,
-        "ACROSS": across, "BATCH_ORDER": batch_order, "PADDED": _reads_outside(problem, dgrad),
+        "N_CONTIGUOUS": n_contiguous, "BATCH_ORDER": batch_order, "PADDED": _reads_outside(problem, dgrad),
         "OFFSET": tl.int64 if wide else tl.int32,
         "BLOCK_M": config.block_m, "LOOKAHEAD": config.num_stages - 1,
     }  # fmt: skip

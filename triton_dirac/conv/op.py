@@ -13,10 +13,17 @@ from torch.utils.flop_counter import register_flop_formula
 from triton_dirac.conv import torch_backend
 from triton_dirac.conv.dgrad import dgrad
 from triton_dirac.conv.direct import channels_last
+from triton_dirac.conv.epilogue import (
+    ACTIVATIONS,
+    Epilogue,
+    alpha_gradient,
+    bias_gradient,
+    convolves_again,
+    keeps_output,
+)
 from triton_dirac.conv.fprop import fprop
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad import wgrad
-from triton_dirac.identity_term import diagonal
 from triton_dirac.runtime.autotune import choose
 from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.planned import Planned
@@ -45,7 +52,7 @@ class ConvSettings(NamedTuple):
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
     groups: int
-    relu: bool
+    activation: str | None
     precision: str
     auto: bool
 
@@ -117,22 +124,23 @@ def _fastest(
 
 
 def plan_conv(
-    steps: Plan, image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto
+    steps: Plan, image, weight, bias, alpha, stride, padding, dilation, groups, activation, precision, auto
 ) -> Tensor:
     problem = problem_of(image.shape, weight.shape, stride, padding, dilation, groups)
     precision = _launched_precision(precision, image)
+    epilogue = Epilogue(bias, alpha, activation)
 
     def ours(steps: Plan) -> Tensor:
-        return fprop(image, weight, bias, alpha, problem, relu=relu, precision=precision, steps=steps)
+        return fprop(image, weight, problem, epilogue, precision=precision, steps=steps)
 
     def torchs(image, weight, bias, alpha) -> Tensor:
-        return torch_backend.conv2d(channels_last(image), weight, bias, alpha, problem, relu=relu)
+        return torch_backend.conv2d(channels_last(image), weight, bias, alpha, problem, activation)
 
-    what = "conv_fprop" + "".join(f"+{name}" for name, on in (("alpha", alpha is not None), ("relu", relu)) if on)
+    what = f"conv_fprop{epilogue.label}"
     return _fastest(what, problem, (image, weight, bias, alpha), precision, auto, steps, ours, torchs)
 
 
-def fake(image, weight, bias, alpha, stride, padding, dilation, groups, relu, precision, auto):
+def fake(image, weight, bias, alpha, stride, padding, dilation, groups, activation, precision, auto):
     problem = symbolic_problem(image.shape, weight.shape, stride, padding, dilation, groups)
     return _channels_last(problem.output_shape, image)
 
@@ -191,8 +199,8 @@ def _plan_outputs(steps: Plan, *arguments) -> tuple[Tensor]:
 
 
 _planned = Planned(_plan_outputs, lambda *arguments: _plan_gradients(*arguments))
-_conv2d_op = define(
-    f"conv2d(Tensor image, Tensor weight, Tensor? bias, Tensor? alpha, {GEOMETRY}, bool relu, "
+conv2d_op = define(
+    f"conv2d(Tensor image, Tensor weight, Tensor? bias, Tensor? alpha, {GEOMETRY}, str? activation, "
     "str precision, bool auto) -> Tensor",
     planned_run(_planned, tensors=4),
     fake,
@@ -220,15 +228,25 @@ def _conv_setup(ctx, inputs, output):
 def _keep(ctx, image, weight, bias, alpha, settings: ConvSettings, output) -> None:
     """What the backward needs."""
     ctx.settings, ctx.bias_dtype = settings, None if bias is None else bias.dtype
-    ctx.save_for_backward(image, weight, alpha, output if settings.relu else None)
+    bias = bias if convolves_again(settings.activation) else None
+    ctx.save_for_backward(image, weight, bias, alpha, output if keeps_output(settings.activation) else None)
 
 
-def _plan_gradients(steps: Plan | None, grad, image, weight, alpha, output, s: ConvSettings, bias_dtype, needed):
+def before_activation(do, conv2d, grad, image, weight, bias, alpha, output, s: ConvSettings) -> Tensor:
+    """dL/dz of the sum z that the activation took, from dL/dy; ``do`` and ``conv2d`` as ``through`` gives them."""
+    if s.activation is None:
+        return grad
+    at = output if keeps_output(s.activation) else conv2d(image, weight, bias, alpha, *s._replace(activation=None))
+    return do(ACTIVATIONS[s.activation].gradient, grad, at)
+
+
+def _plan_gradients(steps: Plan | None, grad, image, weight, bias, alpha, output, s: ConvSettings, bias_dtype, needed):
     """Of image, weight, bias and alpha, where needed; without ``steps`` by operators, for whoever looks on."""
-    do, dgrad, wgrad = through(steps, (plan_dgrad, conv_dgrad), (plan_wgrad, conv_wgrad))
+    do, conv2d, dgrad, wgrad = through(
+        steps, (plan_conv, conv2d_op), (plan_dgrad, conv_dgrad), (plan_wgrad, conv_wgrad)
+    )
     need_image, need_weight, need_bias, need_alpha = needed
-    if s.relu:
-        grad = do(partial(torch.ops.aten.threshold_backward, threshold=0), grad, output)
+    grad = before_activation(do, conv2d, grad, image, weight, bias, alpha, output, s)
     rest = (*s.geometry, s.precision, s.auto)
     dimage = dweight = dbias = dalpha = None
     if need_image:
@@ -246,7 +264,8 @@ def _plan_gradients(steps: Plan | None, grad, image, weight, alpha, output, s: C
     if need_bias:
         dbias = do(partial(bias_gradient, dtype=bias_dtype), grad)
     if need_alpha:
-        dalpha = do(partial(_alpha_gradient, geometry=s.geometry), grad, image, weight, alpha, dweight)
+        problem = symbolic_problem(image.shape, weight.shape, *s.geometry)
+        dalpha = do(partial(alpha_gradient, problem=problem), grad, image, alpha, dweight)
     return dimage, dweight, dbias, dalpha
 
 
@@ -257,26 +276,6 @@ def _conv_gradients(ctx, grad):
 
 def _conv_backward(ctx, grad):
     return *_conv_gradients(ctx, grad), *(None,) * len(ConvSettings._fields)
-
-
-def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum over pixels, in float32."""
-    return grad.sum((0, 2, 3), dtype=torch.float32).to(dtype)
-
-
-def _alpha_gradient(grad, image, weight, alpha, dweight, geometry) -> Tensor:
-    """dalpha_k = sum over pixels of dL/dy[k] * x[centre tap]: the diagonal centre of wgrad, where there is one."""
-    problem = symbolic_problem(image.shape, weight.shape, *geometry)
-    groups, per_group = problem.groups, problem.identity_per_group
-    if dweight is not None:
-        entries = diagonal(dweight, groups).float()
-    else:
-        centre = torch.unflatten(torch_backend.centre_tap(image, problem), 1, (groups, -1))[:, :, :per_group]
-        entries = (torch.unflatten(grad, 1, (groups, -1))[:, :, :per_group].float() * centre).sum((0, 3, 4))
-    if alpha.shape[0] == 1:
-        return entries.sum().view(1).to(alpha.dtype)
-    rest = problem.K // groups - per_group
-    return torch.nn.functional.pad(entries, (0, rest)).flatten().to(alpha.dtype)
 
 
 register_gradient("conv2d", _conv_backward, _conv_setup)
@@ -309,7 +308,7 @@ def _conv_autocast(dtype: torch.dtype, image, weight, *rest) -> tuple:
     return image.to(dtype), weight.to(dtype), *rest
 
 
-register_autocast("conv2d", _conv2d_op, _conv_autocast)
+register_autocast("conv2d", conv2d_op, _conv_autocast)
 
 
 class _Conv2d(torch.autograd.Function):
@@ -327,5 +326,5 @@ class _Conv2d(torch.autograd.Function):
         return *_conv_gradients(ctx, grad), None, None
 
 
-# relu?(conv(x, w) + bias + alpha * x[centre tap]), differentiable; tensors are (x, w, bias, alpha).
-conv2d_again, conv2d = entry(_Conv2d, _planned, _conv2d_op)
+# activation(conv(x, w) + bias + alpha * x[centre tap]), differentiable; tensors are (x, w, bias, alpha).
+conv2d_again, conv2d = entry(_Conv2d, _planned, conv2d_op)

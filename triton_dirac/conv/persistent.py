@@ -18,10 +18,11 @@ import triton
 import triton.language as tl
 
 from triton_dirac.conv.descriptor import weight_block
+from triton_dirac.conv.epilogue import finish
 from triton_dirac.conv.taps import (
     axis_taps,
     centre_pixel,
-    clip_taps,
+    clip,
     divided,
     dot,
     first_of,
@@ -47,8 +48,8 @@ def geometry(
     tap_s, taps_w, w = axis_taps(0, pad_w, S, 1, DILATION_W, DGRAD)
     h += i
     w += j
-    first_a, taps_h = clip_taps(h, h, taps_h, H, DILATION_H)
-    first_b, taps_w = clip_taps(w, w, taps_w, W, DILATION_W)
+    first_a, taps_h = clip(h, taps_h, H, DILATION_H)
+    first_b, taps_w = clip(w, taps_w, W, DILATION_W)
     pixel = (h + first_a * DILATION_H) * W + w + first_b * DILATION_W
     filter_tap = (tap_r + first_a * TAP_STEP) * S + tap_s + first_b * TAP_STEP
     nothing = taps_h * taps_w == 0  # then one tap outside, which is read as zeros: each tile has a step that ends it
@@ -72,22 +73,19 @@ def steps_of(
 
 
 @triton.jit
-def finish(
+def finish_part(
     acc, centre_tiles, target_tiles, bias, alpha,
     image, column, centre, place,
     C: tl.constexpr, K: tl.constexpr, BIAS: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
-    RELU: tl.constexpr, BLOCK_M: tl.constexpr, PART_N: tl.constexpr,
+    ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, PART_N: tl.constexpr,
 ):  # fmt: skip
-    """target[place, column] = relu?(acc + alpha[column] * source[centre, column] + bias[column]), [BLOCK_M, PART_N]."""
+    """target[place, column] = activation(acc + alpha[column] * source[centre, column] + bias[column]); PART_N wide."""
     columns = column + tl.arange(0, PART_N)
     if IDENTITY:  # pixels and channels that do not exist are read as zeros
         scale = tl.load(alpha + columns * ALPHA_STRIDE, mask=columns < min(C, K), other=0.0).to(tl.float32)
         value = centre_tiles.load([centre, image, column]).reshape(BLOCK_M, PART_N)
         acc += scale[None, :] * value.to(tl.float32)
-    if BIAS:
-        acc += tl.load(bias + columns).to(tl.float32)[None, :]
-    if RELU:
-        acc = tl.where(acc < 0, 0.0, acc)  # keeps NaN, as torch does
+    acc = finish(acc, bias, columns, None, BIAS, ACTIVATION)
     target_tiles.store([place, image, column], acc.to(target_tiles.dtype).reshape(1, BLOCK_M, PART_N))
 
 
@@ -99,7 +97,7 @@ def persistent_gemm(
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GROUPS: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     DGRAD: tl.constexpr, BIAS: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """What ``tile_gemm`` computes where GROUPS is 1, BLOCK_K divides C and K fills a tile.
@@ -163,13 +161,13 @@ def persistent_gemm(
             w, inside_w = centre_pixel(j, W, pad_w, S, 1, DILATION_W, DGRAD)
             centre = tl.where(inside_h & inside_w, h * W + w, -1)
             left, right = acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
-            finish(
+            finish_part(
                 left, centre_tiles, target_tiles, bias, alpha, n, k, centre, i * Q + j,
-                C, K, BIAS, IDENTITY, ALPHA_STRIDE, RELU, BLOCK_M, HALF,
+                C, K, BIAS, IDENTITY, ALPHA_STRIDE, ACTIVATION, BLOCK_M, HALF,
             )  # fmt: skip
-            finish(
+            finish_part(
                 right, centre_tiles, target_tiles, bias, alpha, n, k + HALF, centre, i * Q + j,
-                C, K, BIAS, IDENTITY, ALPHA_STRIDE, RELU, BLOCK_M, HALF,
+                C, K, BIAS, IDENTITY, ALPHA_STRIDE, ACTIVATION, BLOCK_M, HALF,
             )  # fmt: skip
             acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             sum_tile = tl.minimum(sum_tile + programs, tiles - 1)  # after the last no steps are left

@@ -68,6 +68,24 @@ class ConvProblem:
         return min(self.K, self.C) // self.groups
 
     @property
+    def inside(self) -> tuple[float, float]:
+        """Share of (output pixel, tap) pairs that read inside the image, along its height and along its width."""
+        top, _, left, _ = self.padding
+        height = _inside(self.P, self.R, self.H, self.stride[0], top, self.dilation[0])
+        return height, _inside(self.Q, self.S, self.W, self.stride[1], left, self.dilation[1])
+
+    @property
+    def elements(self) -> int:
+        """Of both images and the weight: what each of the three passes reads or writes, once at least."""
+        images = self.N * (self.C * self.H * self.W + self.K * self.P * self.Q)
+        return images + self.K * (self.C // self.groups) * self.R * self.S
+
+    @property
     def flops(self) -> int:
         """2 x multiply-adds of fprop; dgrad and wgrad do the same number."""
         return 2 * self.N * self.P * self.Q * self.K * (self.C // self.groups) * self.R * self.S
+
+
+def _inside(outputs: int, window: int, size: int, stride: int, pad: int, dilation: int) -> float:
+    reads = (o * stride - pad + tap * dilation for o in range(outputs) for tap in range(window))
+    return sum(0 <= at < size for at in reads) / max(1, outputs * window)

@@ -1,4 +1,4 @@
-"""What the kernels of fprop and dgrad share: geometry, tap walk, tile order, epilogue.
+"""What the kernels of fprop and dgrad share: geometry, tap walk, tile order, identity term, store.
 
 Both sum a *source* image over filter taps into a *target* image. With source x and target y that is fprop.
 With source dy and target dx it is dgrad: of stride 1, an fprop whose taps run backwards; of a larger
@@ -15,6 +15,8 @@ import math
 
 import triton
 import triton.language as tl
+
+from triton_dirac.conv.epilogue import finish
 
 
 @triton.constexpr_function
@@ -96,10 +98,10 @@ def axis_taps(phase, pad, SIZE: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl
 
 
 @triton.jit
-def clip_taps(low, high, taps, size, STEP: tl.constexpr):
-    """(first, number) of the taps a < taps that reach inside [0, size) from anywhere in [low, high]."""
-    first = tl.minimum((tl.maximum(-high, 0) + STEP - 1) // STEP, taps)
-    end = tl.minimum((tl.maximum(size - low, 0) + STEP - 1) // STEP, taps)
+def clip(start, count, size, step):
+    """(first, number) of the i < count with 0 <= start + i * step < size."""
+    first = tl.minimum((tl.maximum(-start, 0) + step - 1) // step, count)
+    end = tl.minimum((tl.maximum(size - start, 0) + step - 1) // step, count)
     return first, tl.maximum(end - first, 0)
 
 
@@ -211,17 +213,11 @@ def identity(
 @triton.jit
 def store(
     acc, pixel, row_ok, column, group, target, bias,
-    K: tl.constexpr, GROUPS: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
+    K: tl.constexpr, GROUPS: tl.constexpr, BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """target[pixel, column] = relu?(acc + bias[column]); ``pixel`` counts from ``target``.
-
-    The bias comes last: with the identity first, each thread never holds alpha and bias of all its columns at once.
-    """
+    """target[pixel, column] = activation(acc + bias[column]); ``pixel`` counts from ``target``."""
     channel = group * K + column
-    if BIAS:
-        acc += tl.load(bias + channel, mask=column < K, other=0.0).to(tl.float32)[None, :]
-    if RELU:
-        acc = tl.where(acc < 0, 0.0, acc)  # keeps NaN, as torch does
+    acc = finish(acc, bias, channel, column < K, BIAS, ACTIVATION)
     tl.store(
         target + pixel[:, None] * (K * GROUPS) + channel[None, :],
         acc.to(target.dtype.element_ty),

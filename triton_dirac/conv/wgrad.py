@@ -13,6 +13,7 @@ block_k consecutive pixels a step (both in ``wgrad_kernels``); "tile" is batch o
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -34,13 +35,6 @@ from triton_dirac.runtime.targets import Target, target_of
 
 INT32_LIMIT = 2**31 - 1
 REDUCE_BLOCK = 1024
-
-
-def _vector(width: int, *sizes: int) -> int:
-    """The largest power of two up to ``width`` that divides all ``sizes``."""
-    while any(size % width for size in sizes):
-        width //= 2
-    return width
 
 
 def _is_linear(problem: ConvProblem) -> bool:
@@ -108,7 +102,7 @@ def plan_wgrad(
         return [main] if workspace is None else [main, _plan_reduce(workspace, dw, splits)]
     tiles_m, tiles_n = triton.cdiv(Kg, config.block_m), triton.cdiv(columns, config.block_n)
     width = 16 // dy.element_size()
-    vector_k, vector_c = _vector(width, K, Kg), _vector(width, C, Cg)
+    vector_k, vector_c = math.gcd(width, Kg), math.gcd(width, Cg)
     image, pixels = problem.P * problem.Q, problem.N * problem.P * problem.Q
     args = {
         "dy": dy, "x": x, "out": out,
@@ -269,16 +263,3 @@ def prepare_wgrad(
     shape = workspace_shape(problem, config, split_k)
     workspace = None if shape is None else steps.new(torch.empty(shape, dtype=torch.float32, device=x.device))
     return dw, plan_wgrad(dy, x, dw, workspace, problem, precision=precision, config=config, split_k=split_k)
-
-
-def wgrad_flops(problem: ConvProblem) -> int:
-    """2 x multiply-adds, taps outside the image counted."""
-    return problem.flops
-
-
-def wgrad_bytes(problem: ConvProblem, dtype: torch.dtype, split_k: int = 1) -> int:
-    """Least traffic to memory: dy and x read and dw written once, the workspace written and read once."""
-    images = problem.N * (problem.P * problem.Q * problem.K + problem.H * problem.W * problem.C)
-    weights = problem.K * (problem.C // problem.groups) * problem.R * problem.S
-    workspace = 2 * 4 * weights * split_k if split_k > 1 else 0
-    return (images + weights) * dtype.itemsize + workspace

@@ -12,13 +12,13 @@ from dataclasses import replace
 import torch
 
 from triton_dirac.conv import cycles
-from triton_dirac.conv.config import Config, checked, with_all_registers
+from triton_dirac.conv.config import Config, checked, has_vectors, with_all_registers
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime.targets import Target
 
 WORKSPACE_BYTES = 64 * 2**20  # float32 planes of a split reduction, at most
 STEPS_PER_SPLIT = 8  # fewer would not fill the pipeline before the tile is stored
-FULL_BATCH = 0.9  # share of a batch-order tile's images that must exist
+FULL_STEPS = 0.9  # share of a batch-order step's images that must exist
 
 _FOUR_WARPS = Config(128, 128, 64, 4, 3, "batch", reason="wide layers: 64x64 a warp, fewest instructions per MMA")
 _HALF = (
@@ -86,30 +86,26 @@ def configs(dtype: torch.dtype, vectors: bool, target: Target, precision: str = 
         chosen = {"cuda:90": _TILE + _HALF + _WGMMA, "cuda:100": _NO_WGMMA + _HALF + _WGMMA}.get(
             target.family, _NO_WGMMA + _HALF
         )
-        if target.name == "cuda:89":  # 40 bytes spill there (Triton 3.7.1), none on cuda:80 and cuda:120
-            chosen = tuple(config for config in chosen if config is not _FOUR_WARPS)
+        chosen = tuple(config for config in chosen if not _spills(config, target))
     if target.family == "hip":  # one buffer in the LDS and one in registers: how Triton pipelines for AMD
         chosen = tuple(dict.fromkeys(replace(config, num_stages=2, all_registers=False) for config in chosen))
     else:  # shared memory bounds the blocks before registers do
         chosen = with_all_registers(chosen)
-    fitting = [config for config in chosen if shared_bytes(config, dtype, target) <= target.shared_bytes]
+    fitting = [c for c in chosen if cycles.shared_bytes(c, dtype.itemsize, target) <= target.shared_bytes]
     return checked(fitting, f"wgrad's configs of {dtype} {precision} for {target.name}")
 
 
-def shared_bytes(config: Config, dtype: torch.dtype, target: Target) -> int:
-    """Shared memory that a config's pipeline takes."""
-    return cycles.shared_bytes(config, dtype.itemsize, target)
-
-
-def has_vectors(problem: ConvProblem, dtype: torch.dtype) -> bool:
-    """Whether a tap's channels divide into 16-byte loads, in the group and in the image."""
-    width = 16 // dtype.itemsize
-    return problem.C % width == 0 and (problem.C // problem.groups) % width == 0
+def _spills(config: Config, target: Target) -> bool:
+    """128 accumulators a thread: one such tile spills 40 bytes on cuda:89, each of them 88 to 104 in some problem on
+    cuda:100, none on cuda:80, cuda:90 and cuda:120 (Triton 3.6 and 3.7.1)."""
+    if target.name == "cuda:100":
+        return config.block_m * config.block_n >= 128 * 32 * config.num_warps
+    return target.name == "cuda:89" and config is _FOUR_WARPS
 
 
 def fills_batch(problem: ConvProblem, block_k: int) -> bool:
     """Whether the batch nearly fills tiles of block_k images."""
-    return problem.N >= FULL_BATCH * -(-problem.N // block_k) * block_k > 0
+    return problem.N >= FULL_STEPS * -(-problem.N // block_k) * block_k > 0
 
 
 def fits_batch(problem: ConvProblem, block_k: int) -> bool:
@@ -126,7 +122,7 @@ def tile_applies(problem: ConvProblem, dtype: torch.dtype) -> bool:
 
 def offered(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> list[Config]:
     """The configs worth measuring: batch order where the batch fills its tiles, else pixel order."""
-    suited = configs(dtype, has_vectors(problem, dtype), target, precision)
+    suited = configs(dtype, has_vectors(dtype, problem.C // problem.groups), target, precision)
     batch = [c for c in suited if c.loader == "batch" and fits_batch(problem, c.block_k)]
     if tile_applies(problem, dtype):
         batch += [c for c in suited if c.loader == "tile" and fills_batch(problem, c.block_k)]
@@ -186,11 +182,8 @@ def estimated_cycles(problem: ConvProblem, dtype: torch.dtype, config: Config, s
     one_tap = Cg % config.columns == 0
     steps: float = -(-_steps(problem, config) // splits)
     if config.loader == "tile" or (config.loader == "batch" and one_tap):
-        steps *= _inside(problem.P, problem.R, problem.H, problem.stride[0], problem.padding[0], problem.dilation[0])
-        if one_tap:
-            steps *= _inside(
-                problem.Q, problem.S, problem.W, problem.stride[1], problem.padding[2], problem.dilation[1]
-            )
+        height, width = problem.inside
+        steps *= height * width if one_tap else height
     batch = _ONE_TAP if one_tap else _SEVERAL_TAPS * config.block_k / 64
     step = batch if config.loader == "batch" else None
     workspace = 4 * problem.K * problem.R * problem.S * Cg * splits
@@ -199,9 +192,3 @@ def estimated_cycles(problem: ConvProblem, dtype: torch.dtype, config: Config, s
     programs = _tiles(problem, config) * splits
     main = cycles.estimated_cycles(config, dtype.itemsize, target, programs=programs, steps=steps, step=step)
     return main + second
-
-
-def _inside(outputs: int, window: int, size: int, stride: int, pad: int, dilation: int) -> float:
-    """Share of (output, tap) pairs that read inside the image, along one dimension."""
-    reads = (o * stride - pad + tap * dilation for o in range(outputs) for tap in range(window))
-    return sum(0 <= at < size for at in reads) / (outputs * window)

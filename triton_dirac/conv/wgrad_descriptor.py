@@ -18,8 +18,8 @@ On an H200 (us; batch order through pointers, and cuDNN): 160 channels of 32x32 
 import triton
 import triton.language as tl
 
-from triton_dirac.conv.taps import dot
-from triton_dirac.conv.wgrad_kernels import first_and_count, last_fits, place, store
+from triton_dirac.conv.taps import clip, dot
+from triton_dirac.conv.wgrad_kernels import last_fits, place, store_plane
 
 
 @triton.jit
@@ -44,15 +44,15 @@ def wgrad_tile_kernel(
     r = tile_n // tiles_row
     first_k = last_fits(tile_m, K, BLOCK_M, VECTOR)
     first = last_fits(tile_n % tiles_row, S * C, COLUMNS, VECTOR)  # of the filter row's columns (s, c)
-    start_p, count_p = first_and_count(r * dilation_h, pad_top, H, stride_h, P)
+    start_p, count_p = clip(r * dilation_h - pad_top, P, H, stride_h)
     end_p = start_p + count_p
     # The last tap is the first to read inside the image row, and the first tap the last. Where tiles share columns, all
     # take the pixels of the whole filter row: one writes over the other, so a split must have the same pixels in both.
     shared = S * C % COLUMNS != 0
     last_tap = tl.where(shared, S - 1, (first + COLUMNS - 1) // C)
     first_tap = tl.where(shared, 0, first // C)
-    start_q, _ = first_and_count(last_tap, pad_left, W, stride_w, Q)
-    end_q, count_q = first_and_count(first_tap, pad_left, W, stride_w, Q)
+    start_q, _ = clip(last_tap - pad_left, Q, W, stride_w)
+    end_q, count_q = clip(first_tap - pad_left, Q, W, stride_w)
     end_q += count_q
     width = tl.maximum(end_q - start_q, 0)
 
@@ -91,5 +91,5 @@ def wgrad_tile_kernel(
     out += r * S * C
     if EXTRA_N:
         extra_column = first + BLOCK_N + tl.arange(0, EXTRA_N)
-        store(out, extra, k, extra_column, K, columns, S * C, split)
-    store(out, acc, k, column, K, columns, S * C, split)
+        store_plane(out, extra, k, extra_column, K, columns, S * C, split)
+    store_plane(out, acc, k, column, K, columns, S * C, split)

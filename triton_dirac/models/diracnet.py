@@ -10,7 +10,9 @@ A group is a row of blocks, a block is ReLU -> Dirac convolution 3x3 (no bias) -
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,31 +24,30 @@ from triton_dirac.modules import DiracConv2d
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-
-def _block(in_channels: int, out_channels: int, backend: str) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            relu=nn.ReLU(),
-            conv=DiracConv2d(in_channels, out_channels, 3, padding=1, bias=False, backend=backend),
-            bn=nn.BatchNorm2d(out_channels),
-        )
-    )
+MakeBlock = Callable[[int, int], nn.Module]
+IMAGENET_BLOCKS = {18: [4, 4, 4, 4], 34: [6, 8, 12, 6]}  # of each group, by depth
 
 
-def _group(in_channels: int, out_channels: int, blocks: int, backend: str) -> nn.Sequential:
+def dirac_block(in_channels: int, out_channels: int, backend: str) -> nn.Sequential:
+    """ReLU -> Dirac convolution 3x3 -> BatchNorm."""
+    conv = DiracConv2d(in_channels, out_channels, 3, padding=1, bias=False, backend=backend)
+    return nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=conv, bn=nn.BatchNorm2d(out_channels)))
+
+
+def _group(in_channels: int, out_channels: int, blocks: int, make_block: MakeBlock) -> nn.Sequential:
     widths = [in_channels] + [out_channels] * blocks
-    return nn.Sequential(OrderedDict((f"block{i}", _block(widths[i], widths[i + 1], backend)) for i in range(blocks)))
+    return nn.Sequential(OrderedDict((f"block{i}", make_block(widths[i], widths[i + 1])) for i in range(blocks)))
 
 
-class DiracNet(nn.Module):
-    """A DiracNet: a plain stem, groups of Dirac blocks with max-pooling between them, a linear classifier.
+class PlainNet(nn.Module):
+    """A plain net: a stem, groups of blocks with max-pooling between them, a linear classifier. No skip connections.
 
     Args:
         stem: the layers before the first group; their last convolution makes ``widths[0]`` channels.
         widths: output channels of each group.
         blocks: blocks of each group.
         num_classes: outputs of the classifier.
-        backend: of the Dirac convolutions, as ``dirac_conv2d``'s.
+        make_block: one block, from (input channels, output channels).
 
     Input (N, 3, H, W), output (N, num_classes).
     """
@@ -56,12 +57,12 @@ class DiracNet(nn.Module):
         def to(self, *args: Any, **kwargs: Any) -> Self: ...
 
     def __init__(
-        self, stem: nn.Sequential, widths: list[int], blocks: list[int], num_classes: int, backend: str
+        self, stem: nn.Sequential, widths: list[int], blocks: list[int], num_classes: int, make_block: MakeBlock
     ) -> None:
         super().__init__()
         self.stem = stem
         self.groups = nn.ModuleList(
-            _group(before, after, count, backend)
+            _group(before, after, count, make_block)
             for before, after, count in zip([widths[0], *widths], widths, blocks, strict=False)
         )
         self.pool = nn.MaxPool2d(2)
@@ -78,15 +79,35 @@ class DiracNet(nn.Module):
         return logits
 
 
-def diracnet(depth: int = 28, width: int = 10, num_classes: int = 10, *, backend: str = "auto") -> DiracNet:
-    """The CIFAR net DiracNet-depth-width for 32 x 32 images; depth is 6n + 4.
+class DiracNet(PlainNet):
+    """A plain net of Dirac blocks; ``backend``: of the Dirac convolutions, as ``dirac_conv2d``'s. Else as PlainNet."""
 
-    >>> sum(p.numel() for p in diracnet(28, 10, 10).parameters())
-    36450090
-    """
+    def __init__(
+        self, stem: nn.Sequential, widths: list[int], blocks: list[int], num_classes: int, backend: str
+    ) -> None:
+        super().__init__(stem, widths, blocks, num_classes, partial(dirac_block, backend=backend))
+
+
+class Plan(NamedTuple):
+    """What a net of one of the two families is made of, whatever its blocks: PlainNet's first four arguments."""
+
+    stem: nn.Sequential
+    widths: list[int]
+    blocks: list[int]
+    num_classes: int
+
+
+def groups_of(depth: int) -> int:
+    """Pairs of blocks in each of a CIFAR net's three groups: n, where depth is 6n + 4."""
     layers = as_index(depth)
     if layers is None or layers < 10 or (layers - 4) % 6:
         raise ValueError(f"depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 34, ...), got {depth!r}")
+    return (layers - 4) // 6
+
+
+def cifar_plan(depth: int, width: int, num_classes: int) -> Plan:
+    """The CIFAR family: widths (16, 32, 64) x width, 2n blocks a group, depth 6n + 4."""
+    pairs = groups_of(depth)
     num_classes = positive_integer("num_classes", num_classes)
     widths = [base * positive_integer("width", width) for base in (16, 32, 64)]
     stem = nn.Sequential(
@@ -96,10 +117,11 @@ def diracnet(depth: int = 28, width: int = 10, num_classes: int = 10, *, backend
             relu=nn.ReLU(),
         )
     )
-    return DiracNet(stem, widths, [2 * ((layers - 4) // 6)] * 3, num_classes, backend)
+    return Plan(stem, widths, [2 * pairs] * 3, num_classes)
 
 
-def _imagenet(blocks: list[int], num_classes: int, backend: str) -> DiracNet:
+def imagenet_plan(depth: int, num_classes: int) -> Plan:
+    """The ImageNet family: depth 18 or 34, widths 64 to 512."""
     num_classes = positive_integer("num_classes", num_classes)
     stem = nn.Sequential(
         OrderedDict(
@@ -108,14 +130,23 @@ def _imagenet(blocks: list[int], num_classes: int, backend: str) -> DiracNet:
             pool=nn.MaxPool2d(3, stride=2, padding=1),
         )
     )
-    return DiracNet(stem, [64, 128, 256, 512], blocks, num_classes, backend)
+    return Plan(stem, [64, 128, 256, 512], IMAGENET_BLOCKS[depth], num_classes)
+
+
+def diracnet(depth: int = 28, width: int = 10, num_classes: int = 10, *, backend: str = "auto") -> DiracNet:
+    """The CIFAR net DiracNet-depth-width for 32 x 32 images; depth is 6n + 4.
+
+    >>> sum(p.numel() for p in diracnet(28, 10, 10).parameters())
+    36450090
+    """
+    return DiracNet(*cifar_plan(depth, width, num_classes), backend)
 
 
 def diracnet18(num_classes: int = 1000, *, backend: str = "auto") -> DiracNet:
     """The ImageNet net DiracNet-18 for 224 x 224 images: 11.52M parameters."""
-    return _imagenet([4, 4, 4, 4], num_classes, backend)
+    return DiracNet(*imagenet_plan(18, num_classes), backend)
 
 
 def diracnet34(num_classes: int = 1000, *, backend: str = "auto") -> DiracNet:
     """The ImageNet net DiracNet-34 for 224 x 224 images: 21.64M parameters."""
-    return _imagenet([6, 8, 12, 6], num_classes, backend)
+    return DiracNet(*imagenet_plan(34, num_classes), backend)

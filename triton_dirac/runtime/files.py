@@ -18,17 +18,18 @@ ABANDONED = 60.0  # seconds: writing takes milliseconds, so an older part has lo
 PATIENCE = 60.0  # seconds that a lock is waited for: its holder may have been stopped
 
 
-def replace(path: Path, text: str, *, alone: bool = False) -> None:
+def replace(path: Path, content: str | bytes, *, alone: bool = False) -> None:
     """Write beside the path, then take its place: readers see the old file or the new one, never a part.
 
     A link is followed; a device or pipe is written to. Folders are made. Parts that killed writers left are
     removed once they are old, and at once if the caller is ``alone``: holds a lock that all writers take. Raises
-    OSError, and then leaves the old file as it was.
+    OSError, and then leaves the old file as it was. Bytes are on the disk before they take the place.
     """
+    data = content.encode() if isinstance(content, str) else content
     place = Path(os.path.realpath(path))
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists() and not (place.is_file() or place.is_dir()):
-        place.write_text(text, encoding="utf-8")
+        place.write_bytes(data)
         return
     for left in [part for part in place.parent.iterdir() if part.name.startswith(f".{place.name}.")]:
         with contextlib.suppress(OSError):
@@ -36,8 +37,11 @@ def replace(path: Path, text: str, *, alone: bool = False) -> None:
                 left.unlink()
     part = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        with open(part, "x", encoding="utf-8") as file:
-            file.write(text)
+        with open(part, "xb") as file:
+            file.write(data)
+            if isinstance(content, bytes):
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, place)
     except BaseException:
         with contextlib.suppress(OSError):

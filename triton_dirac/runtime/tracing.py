@@ -61,11 +61,11 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 def autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """The dtype to cast to under autocast, None outside it; float64 stays, as in torch."""
+    """The dtype to cast to under autocast, None outside it; integers and float64 stay, as in torch."""
     if not torch.compiler.is_compiling() and not _is_any_autocast_enabled():
         return None
     device_type = input.device.type
-    if device_type not in ("cuda", "cpu") or input.dtype == torch.float64:
+    if device_type not in ("cuda", "cpu") or input.dtype == torch.float64 or not input.is_floating_point():
         return None
     if not torch.is_autocast_enabled(device_type):
         return None

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import triton
 
-from triton_dirac.models import PUBLISHED
+from triton_dirac.models import DIRACNETS
 from triton_dirac.runtime import compile_ahead, compiled_cache, timings
 from triton_dirac.runtime.compile_ahead import Outcome, Plan
 from triton_dirac.runtime.launch import INTERPRETED
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help=f"of --compile-only: {_named(TARGETS)}",
     )
-    add("--nets", type=_listed(tuple(PUBLISHED)), default=list(PUBLISHED), help=_named(PUBLISHED) + "; default: all")
+    add("--nets", type=_listed(tuple(DIRACNETS)), default=list(DIRACNETS), help=_named(DIRACNETS) + "; default: all")
     add("--dtypes", type=_listed(tuple(DTYPES)), default=["bfloat16"], help=_named(DTYPES) + "; default: bfloat16")
     forms = "; default: split. materialised is also any plain convolution"
     add("--forms", type=_listed(FORMS), default=["split"], help=_named(FORMS) + forms)
@@ -87,7 +87,7 @@ def _selected(options: argparse.Namespace) -> tuple[list[Work], dict[str, Plan]]
     works: dict[Work, None] = {}
     others: dict[str, Plan] = {}
     for name in options.nets:
-        net = PUBLISHED[name]
+        net = DIRACNETS[name]
         with torch.device("meta"):
             model = net.build()
         batch = options.batch or net.batch

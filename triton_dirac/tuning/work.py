@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from triton_dirac.conv import dgrad_configs, direct, fprop_configs, wgrad_configs
 from triton_dirac.conv.config import Config
 from triton_dirac.conv.dgrad import prepare_dgrad
+from triton_dirac.conv.epilogue import Epilogue
 from triton_dirac.conv.fprop import prepare_fprop
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad import prepare_wgrad
@@ -100,7 +101,7 @@ def plans_of(work: Work, target: Target) -> dict[str, Plan]:
     if direct.prefers_direct(problem):
         return {"direct": partial(_direct, work, x, w, dy, alpha, target)}
     prepare: Any = {
-        "fprop": partial(prepare_fprop, x, w, None, alpha, problem, precision=precision),
+        "fprop": partial(prepare_fprop, x, w, problem, Epilogue(alpha=alpha), precision=precision),
         "dgrad": partial(prepare_dgrad, dy, w, alpha, problem, precision=precision, target=target),
         "wgrad": partial(prepare_wgrad, dy, x, problem, dtype=x.dtype, precision=precision, target=target),
     }[work.direction]
@@ -116,7 +117,7 @@ def _launches(prepare: Callable[..., tuple[Tensor, list[Launch]]], config: Confi
 def _direct(work: Work, x: Tensor, w: Tensor, dy: Tensor, alpha: Tensor | None, target: Target) -> Any:
     problem = work.problem
     if work.direction == "fprop":
-        return direct.plan_direct_fprop(x, w, dy, None, alpha, problem, relu=False)
+        return direct.plan_direct_fprop(x, w, dy, problem, Epilogue(alpha=alpha))
     if work.direction == "dgrad":
         return direct.plan_direct_dgrad(dy, w, x, alpha, problem)
     split_k = direct.direct_split_k(problem, target)

@@ -110,6 +110,14 @@ class Flat:
         return [steps.do(partial(of, place), flat) for place in self._places]
 
 
+def packed(low: int, high: int, bits: int = 32) -> int:
+    """Two numbers in one word, as ``multi.low`` and ``high`` take it apart: signed numbers of so many bits."""
+    most = 1 << bits - 1
+    if not (0 <= low < most and 0 <= high < most):
+        raise ValueError(f"layers must have sizes and be as many as {bits} bits hold, got {low} and {high}")
+    return low | high << bits
+
+
 class LayersPlan:
     """What a launch over given layers needs and no address decides: kinds, tiles, places of the outputs."""
 
@@ -124,15 +132,15 @@ class LayersPlan:
             tile = RowTile.of(filters.length, spec.weight.itemsize)
             kind = kinds.setdefault(_kind(spec, tile, backward), len(kinds))
             first_rows = range(0, filters.filters, tile.rows)
-            self.tiles += [layer | kind << 16 | first << 32 for first in first_rows]
+            self.tiles += [packed(packed(layer, kind, 16), first) for first in first_rows]
             if backward:
                 out = self.out.place(spec.shape, spec.weight, spec.weight_last, spec.strides)
-                drows = self.rows.place(count, spec.dalpha) | self.rows.place(count, spec.dbeta) << 32
+                drows = packed(self.rows.place(count, spec.dalpha), self.rows.place(count, spec.dbeta))
             else:
                 out, drows = self.out.place(spec.shape, spec.other, spec.other_last), 0
             norm = self.norms.place(count, spec.norm)
-            sizes = filters.filters | filters.channels << 32, filters.taps | filters.centre << 32
-            self._sizes.append((out, norm | filters.per_group << 32, drows, *sizes))
+            sizes = packed(filters.filters, filters.channels), packed(filters.taps, filters.centre)
+            self._sizes.append((out, packed(norm, filters.per_group), drows, *sizes))
         self.kinds = tuple(kinds)
 
     def words(self, addresses: Sequence[int]) -> list[int]:
@@ -142,7 +150,8 @@ class LayersPlan:
 
 
 def _kind(spec: LayerSpec, tile: RowTile, backward: bool) -> tuple[Any, ...]:
-    """The constants of one branch of the kernels, as they index them: 6 types, 5 flags, 4 of the tile.
+    """The constants of one branch of the kernels, in the order of their names in ``multi``:
+    6 types, 5 flags, 4 of the tile.
 
     Flat, because Triton's tuples of constants do not nest any deeper.
     """

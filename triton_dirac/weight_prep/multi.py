@@ -30,6 +30,10 @@ from triton_dirac.weight_prep.rows import backward_rows, prepare_rows
 from triton_dirac.weight_prep.single import OPTIONS, dense, is_channels_last, shared_sum
 
 WORDS = tl.constexpr(8)
+# Places in a kind: types of tensors; whether the first is aligned, steps of alpha and beta, layouts; the tile.
+WEIGHT, ALPHA, BETA, OTHER, NORM, DBETA = map(tl.constexpr, range(6))  # OTHER: the output, or backward its gradient
+ALIGNED, ALPHA_STEP, BETA_STEP, WEIGHT_LAST, OTHER_LAST = map(tl.constexpr, range(6, 11))
+ALIGN, ROWS, BLOCK, LOOP = map(tl.constexpr, range(11, 15))
 
 Layer = tuple[Tensor, Tensor, Tensor]
 
@@ -74,14 +78,15 @@ def _prepare_tile(
     KIND: tl.constexpr = KINDS[INDEX]
     norm_group, sizes, window = tl.load(row_ptr + 4), tl.load(row_ptr + 6), tl.load(row_ptr + 7)
     prepare_rows(
-        pointer(tl.load(row_ptr), KIND[0], KIND[6]),
-        pointer(tl.load(row_ptr + 1), KIND[1], False),
-        pointer(tl.load(row_ptr + 2), KIND[2], False),
-        pointer(out_ptr + tl.load(row_ptr + 3), KIND[3], True),
-        pointer(norm_ptr + low(norm_group), KIND[4], False),
+        pointer(tl.load(row_ptr), KIND[WEIGHT], KIND[ALIGNED]),
+        pointer(tl.load(row_ptr + 1), KIND[ALPHA], False),
+        pointer(tl.load(row_ptr + 2), KIND[BETA], False),
+        pointer(out_ptr + tl.load(row_ptr + 3), KIND[OTHER], True),
+        pointer(norm_ptr + low(norm_group), KIND[NORM], False),
         first_row, low(sizes), high(sizes), low(window), high(window), high(norm_group),
-        EPS, IDENTITY, KIND[7], KIND[8], KIND[9], KIND[10],
-        KIND[11], KIND[12], KIND[13], KIND[14],
+        EPS, IDENTITY,
+        KIND[ALPHA_STEP], KIND[BETA_STEP], KIND[WEIGHT_LAST], KIND[OTHER_LAST],
+        KIND[ALIGN], KIND[ROWS], KIND[BLOCK], KIND[LOOP],
     )  # fmt: skip
 
 
@@ -107,16 +112,17 @@ def _backward_tile(
     norm_group, rows = tl.load(row_ptr + 4), tl.load(row_ptr + 5)
     sizes, window = tl.load(row_ptr + 6), tl.load(row_ptr + 7)
     backward_rows(
-        pointer(tl.load(row_ptr + 1), KIND[3], KIND[6]),
-        pointer(tl.load(row_ptr), KIND[0], KIND[6]),
-        pointer(tl.load(row_ptr + 2), KIND[2], False),
-        pointer(norm_ptr + low(norm_group), KIND[4], False),
-        pointer(dweight_ptr + tl.load(row_ptr + 3), KIND[0], True),
-        pointer(drows_ptr + low(rows), KIND[1], False),
-        pointer(drows_ptr + high(rows), KIND[5], False),
+        pointer(tl.load(row_ptr + 1), KIND[OTHER], KIND[ALIGNED]),
+        pointer(tl.load(row_ptr), KIND[WEIGHT], KIND[ALIGNED]),
+        pointer(tl.load(row_ptr + 2), KIND[BETA], False),
+        pointer(norm_ptr + low(norm_group), KIND[NORM], False),
+        pointer(dweight_ptr + tl.load(row_ptr + 3), KIND[WEIGHT], True),
+        pointer(drows_ptr + low(rows), KIND[ALPHA], False),
+        pointer(drows_ptr + high(rows), KIND[DBETA], False),
         first_row, low(sizes), high(sizes), low(window), high(window), high(norm_group),
-        EPS, IDENTITY, KIND[8], KIND[9], KIND[10],
-        KIND[11], KIND[12], KIND[13], KIND[14],
+        EPS, IDENTITY,
+        KIND[BETA_STEP], KIND[WEIGHT_LAST], KIND[OTHER_LAST],
+        KIND[ALIGN], KIND[ROWS], KIND[BLOCK], KIND[LOOP],
     )  # fmt: skip
 
 

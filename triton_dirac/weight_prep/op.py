@@ -68,7 +68,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, grad, _):
     tensors, settings = (grad, *ctx.saved_tensors), (ctx.eps, ctx.identity, ctx.groups)
-    direct = may_launch(grad, tensors[1])
+    direct = may_launch(*tensors[:4])  # all that a caller gave: any may be a negated view
     gradients = _gradients(tensors, settings) if direct else weight_prep_backward(*tensors, *settings)
     return *gradients, None, None, None, None, None
 
