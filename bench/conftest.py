@@ -189,7 +189,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if lab.file and any(lab.results.values()):
         lab.file.write(json.loads(lab.file.path.read_text()) if lab.has_ended else {**lab.end(), **lab.results})
     if lab.has_ended and lab.journal and lab.selection.processes > 1:  # it holds what they hold
-        for journal in processes.journals(lab.journal.path, lab.selection.processes):
+        for journal in processes.journals(lab.journal.path, lab.selection.processes).values():
             journal.unlink(missing_ok=True)
 
 
