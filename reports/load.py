@@ -71,6 +71,8 @@ COMPILED_COLUMNS = {
 }  # fmt: skip
 
 
+SHORTEST, LONGEST = 1e-12, 1e9  # seconds: what is beyond is no time, and its ratios no numbers
+FASTEST = 10**6  # MHz: what states more is no clock
 LARGEST = 10**300  # whole numbers beyond are no floats
 # Halves of characters, and control characters that XML and terminals have no place for.
 _UNPRINTABLE = re.compile("[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
@@ -248,8 +250,10 @@ def _samples(path: Path, where: str, data: Any) -> np.ndarray:
         samples = np.asarray(data, dtype=float)
     except (TypeError, ValueError):
         samples = np.empty(0)
-    if samples.ndim != 1 or not samples.size or not (np.isfinite(samples) & (samples > 0)).all():
-        raise ReportError(f"{path}: {where}: stats.data must be a list of positive times in seconds")
+    if samples.ndim != 1 or not samples.size or not ((samples >= SHORTEST) & (samples <= LONGEST)).all():
+        raise ReportError(
+            f"{path}: {where}: stats.data must be a list of positive times in seconds, from {SHORTEST:g} to {LONGEST:g}"
+        )
     return samples
 
 
@@ -266,7 +270,7 @@ def _mhz(info: Mapping[str, Any]) -> float | None:
     """The mean of the GPU's clocks before and after, as far as they are stated."""
     states = (info.get(name) for name in ("clocks_before", "clocks_after"))
     clocks = [state.get("sm_mhz") for state in states if isinstance(state, Mapping)]
-    stated = [float(clock) for clock in clocks if clock is not None and _is_number(clock) and 0 < clock < LARGEST]
+    stated = [float(clock) for clock in clocks if clock is not None and _is_number(clock) and 0 < clock < FASTEST]
     return sum(stated) / len(stated) if stated else None
 
 

@@ -97,16 +97,16 @@ def compare(
         problem_key=[json.dumps(problem, sort_keys=True) for problem in results.benchmarks["problem"]],
         batch=[_batch(problem) for problem in results.benchmarks["problem"]],
     )
-    refused = _refused(results)
+    failed = refused(results)
     rows = []
     for key, group in benchmarks.groupby(COMPARABLE, sort=False):
         place, baseline = tuple(key[: len(WHERE)]), baselines[int(key[0]), key[1]]
-        sound = group[[(*place, contender) not in refused for contender in group["contender"]]]
+        sound = group[[(*place, contender) not in failed for contender in group["contender"]]]
         against = sound.loc[sound["contender"] == baseline, "processes"]
         samples = against.iloc[0] if len(against) else None
         environment = results.runs[int(key[0])]["environment"]
         rows += [_row(entry, baseline, samples, margin, environment) for entry in sound.to_dict("records")]
-        wrong = [contender for *where, contender in refused if tuple(where) == place]
+        wrong = [contender for *where, contender in failed if tuple(where) == place]
         blank = {**group.iloc[0].to_dict(), "processes": [], "host_us": np.nan, "peak_bytes": np.nan}
         rows += [_row({**blank, "contender": name}, baseline, None, margin, environment) for name in wrong]
     return pd.DataFrame(rows, columns=[*benchmarks.columns, *ADDED])
@@ -208,7 +208,7 @@ def _ratio(against: Processes, processes: Processes) -> intervals.Estimate:
     return intervals.ratio_of_medians(*each)
 
 
-def _refused(results: Results) -> dict[tuple, None]:
+def refused(results: Results) -> dict[tuple, None]:
     """(*WHERE, contender) of every failed check, in order."""
     failed = results.accuracy[~results.accuracy["passed"]]
     return dict.fromkeys(failed[[*WHERE, "contender"]].itertuples(index=False, name=None))
