@@ -36,10 +36,11 @@ class ProcessesError(Exception):
 
 @dataclass(frozen=True)
 class Together:
-    """What the processes measured: ``rows``, and of their journals the first environment and all warnings."""
+    """What the processes measured: ``rows``, and of their journals the first environment, all loads and warnings."""
 
     rows: dict[Key, Entries]
     environment: dict[str, Any]
+    loads: list[float | None]  # of the machine before each process
     warnings: list[str]
 
 
@@ -65,7 +66,7 @@ def run(
     for number in range(1, count + 1):
         left = None if end is None else max((end - time.monotonic()) / 60 / (count - number + 1), 0.01)
         start = time.monotonic()
-        status, output = _run(command(arguments, number, journal, left))
+        status, output = execute(command(arguments, number, journal, left))
         say(f"process {number} of {count}: {time.monotonic() - start:.0f} s")
         if status == USAGE:
             raise ProcessesError(output.strip())
@@ -95,10 +96,12 @@ def together(paths: Mapping[int, Path], count: int, warnings: Sequence[str] = ()
     parts = {key: {number: one.rows[key] for number, one in read.items() if key in one.rows} for key in keys}
     said = dict.fromkeys([*warnings, *(warning for one in read.values() for warning in one.warnings)])
     if short := [len(known) for known in parts.values() if len(known) < count]:
-        rows = "1 row" if len(short) == 1 else f"{len(short)} rows"
-        said[f"{rows} of {len(keys)}: fewer than {count} processes came to it, in the worst case {min(short)}"] = None
-    environment = next((one.environment for one in read.values() if one.environment), {})
-    return Together({key: merged(known, count) for key, known in parts.items()}, environment, list(said))
+        what = "1 row" if len(short) == 1 else f"{len(short)} rows"
+        said[f"{what} of {len(keys)}: fewer than {count} processes came to it, in the worst case {min(short)}"] = None
+    environments = [one.environment for one in read.values() if one.environment]
+    loads = [environment.get("load_before") for environment in environments]
+    rows = {key: merged(known, count) for key, known in parts.items()}
+    return Together(rows, environments[0] if environments else {}, loads, list(said))
 
 
 def merged(parts: Mapping[int, Entries], count: int) -> Entries:
@@ -172,7 +175,7 @@ def _without(arguments: Sequence[str]) -> Iterator[str]:
             yield argument
 
 
-def _run(command: Sequence[str]) -> tuple[int, str]:
+def execute(command: Sequence[str]) -> tuple[int, str]:
     """Exit status, and the last of what it printed, which would fill a pipe that nobody empties."""
     with tempfile.TemporaryFile() as output:
         status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode

@@ -96,8 +96,9 @@ def compared(
     confidence = 1 - rate / (len(both) + len(groups))
     changes = []
     for row, (before, after) in pairs.items():
+        was, became = map(middle, times[row])
         known = Change(
-            row, verdict.AMBIGUOUS, reasons[row], *map(middle, times[row]),
+            row, verdict.AMBIGUOUS, reasons[row], was, became,
             processes=(len(before.samples), len(after.samples)), mhz=_clocks(before, after),
         )  # fmt: skip
         samples = None if relative else (before, after)

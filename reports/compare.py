@@ -22,15 +22,11 @@ from reports.sides import OWN, STATED, Side, read
 
 def document(found: Comparison, options: argparse.Namespace) -> dict[str, Any]:
     """All of a comparison as plain data: what the page, the summary and the JSON are made of."""
+    first, second = ({name: side.environments[0][name] for name in STATED} for side in (found.old, found.new))
     sides = [
-        {
-            "name": side.name,
-            "processes": side.processes,
-            "stated": {name: side.environments[0][name] for name in STATED},
-        }
-        for side in (found.old, found.new)
+        {"name": side.name, "processes": side.processes, "stated": stated}
+        for side, stated in ((found.old, first), (found.new, second))
     ]
-    first, second = (side["stated"] for side in sides)
     tally = {word: sum(change.verdict == word for change in found.changes) for word in VERDICTS}
     return {
         "sides": sides,

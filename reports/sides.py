@@ -21,6 +21,7 @@ MACHINE = ("gpu", "cpu", "cores")
 CODE = ("commit", "code", "torch", "triton")
 STATED = (*MACHINE, "threads", "driver", "cuda", "cudnn", "torch", "triton", "python", "commit", "dirty",
           "date", "load_before", "clocks_before", "planted")  # fmt: skip
+NAMES = ("suite", "pass", "net", "layer", "dtype", "contender")
 OWN = "compare.json"  # what a comparison leaves in a folder is no results file of it
 WRONG = "wrong: its result failed the check against float64"
 PROCESS = re.compile(r"process-\d+\.")  # the journals of `pytest --processes`, until they are put together
@@ -123,7 +124,7 @@ def _rows(path: Path, found: Results) -> tuple[dict[Row, Timed], dict[int, int]]
     sizes: dict[int, int] = {}
     for entry in found.benchmarks.to_dict("records"):
         problem = json.dumps(entry["problem"], sort_keys=True)
-        row = Row(*(str(entry[name]) for name in ("suite", "pass", "net", "layer", "dtype", "contender")), problem)
+        row = Row._make((*(str(entry[name]) for name in NAMES), problem))
         if row[:6] in wrong:
             continue
         file, timed = int(entry["run"]), rows.setdefault(row, Timed())
@@ -137,9 +138,8 @@ def _rows(path: Path, found: Results) -> tuple[dict[Row, Timed], dict[int, int]]
 
 
 def _left_out(found: Results) -> dict[str, str]:
-    names = ("suite", "pass", "net", "layer", "dtype", "contender")
     reasons = {
-        " ".join(str(entry[name]) for name in names if entry[name]): str(entry["reason"])
+        " ".join(str(entry[name]) for name in NAMES if entry[name]): str(entry["reason"])
         for entry in found.not_run.to_dict("records")
     }
     wrong = {" ".join(str(part) for part in where[1:] if part): WRONG for where in verdict.refused(found)}

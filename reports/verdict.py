@@ -204,8 +204,8 @@ def time_of(processes: Processes) -> intervals.Estimate:
 def _ratio(against: Processes, processes: Processes) -> intervals.Estimate:
     if len(processes) == len(against) > 1:  # both in each process, timed in turns there
         return intervals.ratio_of_processes(against, processes)
-    each = (side[0] if len(side) == 1 else intervals.medians(side) for side in (against, processes))
-    return intervals.ratio_of_medians(*each)
+    numerators, denominators = (side[0] if len(side) == 1 else intervals.medians(side) for side in (against, processes))
+    return intervals.ratio_of_medians(numerators, denominators)
 
 
 def refused(results: Results) -> dict[tuple, None]:

@@ -126,7 +126,7 @@ def runs_as(monkeypatch, outcomes):
             journal(Path(command[command.index("--journal") + 1]), rows)
         return status, output
 
-    monkeypatch.setattr(processes, "_run", run)
+    monkeypatch.setattr(processes, "execute", run)
     return commands
 
 
@@ -192,7 +192,7 @@ def run(command):
     journal(path, {{key: entries(timed("reference", [number * 1e-3, 1.0], key)) for key in keys}})
     return 0, ""
 
-processes._run = run
+processes.execute = run
 """
 
 
