@@ -188,5 +188,7 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _whole_runs(frame: pd.DataFrame) -> pd.DataFrame:
     """Indices and counts as whole numbers; everything else as it is."""
-    whole = {name: "Int64" for name in ("run", "count", "samples", "batch", "published_batch") if name in frame}
+    whole = {
+        name: "Int64" for name in ("run", "count", "samples", "processes", "batch", "published_batch") if name in frame
+    }
     return frame.astype(whole)
