@@ -101,7 +101,8 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Suites, compiled-kernel table and report, into reports/latest/. Arguments go to the suites' pytest.
+    """Suites, compiled-kernel table and report, into reports/latest/; then, beside the last published run of a like
+    machine, what changed. Arguments go to the suites' pytest.
 
     What was there moves to reports/previous/: a step that is killed leaves nothing, and nothing old may stand in.
     """
@@ -132,6 +133,9 @@ def bench(session: nox.Session) -> None:
         session.error("nothing ran, so there is no report")
     session.run(python, "-m", "reports", *made, "--output", str(LATEST), external=True)
     session.log(f"report: {LATEST / 'index.html'}")
+    if results.exists():  # what changed since the last run that is kept of a machine like this; no failure
+        since = ("--like", str(results), "--output", str(LATEST / "compare"))
+        session.run(python, "-m", "reports.publish", *since, external=True, success_codes=[0, 1, 2])
     if failed:
         session.error(f"not everything ran: {'; '.join(failed)}; the report has the rest")
 
