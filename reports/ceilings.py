@@ -17,7 +17,7 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1.0, ""))
 
 def share(entry: Mapping[str, Any], seconds: float, environment: Mapping[str, Any]) -> float:
     """Of ``entry``'s flops and bytes; NaN where no ceiling is stated."""
-    peak, copy = (_short(environment, name) for name in (entry["dtype"], "copy"))
+    peak, copy = (short(environment, name) for name in (entry["dtype"], "copy"))
     times = [entry["flops"] / peak, entry["bytes"] / copy]
     return float(np.nanmax(times)) / seconds if np.isfinite(times).any() else np.nan
 
@@ -48,7 +48,8 @@ def described(environment: Mapping[str, Any]) -> str:
     )
 
 
-def _short(environment: Mapping[str, Any], name: str) -> float:
+def short(environment: Mapping[str, Any], name: str) -> float:
+    """The ceiling of this name under a short load; NaN where none is stated."""
     stated = environment.get("ceilings")
     loads = stated.get(name) if isinstance(stated, Mapping) else None
     value = loads.get("short") if isinstance(loads, Mapping) else None

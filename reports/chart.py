@@ -175,15 +175,15 @@ def _dress(axes: Axes, chart: Chart, narrow: bool) -> tuple[float, float]:
     low, high = _limits(chart)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    ticks = _ticks(low, high, 5 if narrow else 9)
-    axes.set_xticks(ticks, [f"{tick:g}{chart.unit}" for tick in ticks])
+    marked = ticks(low, high, 5 if narrow else 9)
+    axes.set_xticks(marked, [f"{tick:g}{chart.unit}" for tick in marked])
     axes.set_xticks([], minor=True)
     axes.set_yticks([])
     axes.tick_params(length=0, pad=4)
     for side in ("left", "right", "top"):
         axes.spines[side].set_visible(False)
     axes.set_xlabel(textwrap.fill(chart.axis, 48 if narrow else 90), fontsize=8.5, labelpad=5)
-    for tick in ticks:
+    for tick in marked:
         axes.axvline(tick, color=RULE, lw=0.5, zorder=0)
     if chart.limit is not None:
         axes.axvline(chart.limit, color=INK, lw=1.0, zorder=1)
@@ -252,15 +252,15 @@ def _limits(chart: Chart) -> tuple[float, float]:
     return low / air, high * air
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
+def ticks(low: float, high: float, most: int) -> list[float]:
     """Round values inside the axis, at most ``most``, the finest set that fits."""
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     fine = [round(0.5 + 0.1 * step, 1) for step in range(16)]
     sets = [fine, fine[::2]] if low > 0.45 and high < 2.1 else []
     for mantissas in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         sets.append([float(f"{mantissa}e{decade}") for decade in decades for mantissa in mantissas])
-    for ticks in sets:
-        inside = [tick for tick in ticks if low <= tick <= high]
+    for candidates in sets:
+        inside = [tick for tick in candidates if low <= tick <= high]
         if len(inside) <= most:
             return inside
     return inside[:: -(-len(inside) // most)]

@@ -43,7 +43,9 @@ def charts(report: Report) -> dict[str, list[chart.Chart]]:
 
 def is_figure(stem: str) -> bool:
     """Whether some report's charts may have this name."""
-    return stem in ("overview", "accuracy", "precision", "compiled", "loops") or stem.startswith("speed-")
+    return stem in ("overview", "accuracy", "precision", "compiled", "loops") or stem.startswith(
+        ("speed-", "roofline-")
+    )
 
 
 def suites(report: Report) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import chart, files, page, tables, verdict
+from reports import chart, files, page, roofline, tables, verdict
 from reports.ceilings import rates
 from reports.headline import headline, precision
 from reports.report import Report
@@ -47,7 +47,12 @@ def render(report: Report) -> dict[str, str]:
         }
         for name, charts in drawings.items()
     }
+    roofs = {
+        f"roofline-{number}": roofline.svg(roof)
+        for number, roof in enumerate(roofline.roofs(report.comparisons, report.results.runs), 1)
+    }
     context: dict[str, Any] = {
+        "roofs": [Markup(chart.inline(text, name)) for name, text in roofs.items()],
         "report": report,
         "headline": headline(report),
         "environments": tables.environments(report.results),
@@ -79,7 +84,7 @@ def render(report: Report) -> dict[str, str]:
         "full.md": environment(markdown=True).get_template("full.md.j2").render(context),
         "index.html": environment().get_template("index.html.j2").render(context),
     }
-    rendered |= {f"figures/{name}.svg": text for name, text in svgs.items()}
+    rendered |= {f"figures/{name}.svg": text for name, text in (svgs | roofs).items()}
     return rendered | {f"tables/{name}.csv": text for name, text in csv(report).items()}
 
 
