@@ -108,7 +108,7 @@ def brief(report: Report) -> dict[str, Any]:
     runs = []
     for run in report.results.runs:
         stated = [str(run["environment"].get(name) or "") for name in BRIEF]
-        said = [f"{name} {text[:40]}" for name, text in zip(BRIEF, stated, strict=True) if text]
+        said = [f"{name} {text[:60]}" for name, text in zip(BRIEF, stated, strict=True) if text]
         runs.append({"file": run["file"], "said": ", ".join(said) or "environment not stated"})
     wary = [f"{run['file']}: {text}" for run in tables.environments(report.results) for text in run["wary"]]
     overall = sorted(report.overall.to_dict("records"), key=lambda row: not verdict.is_ours(row["contender"]))
