@@ -1,4 +1,4 @@
-"""nox -s tests | bench | report | lint: everything a person runs, on a fresh machine, with a GPU or without.
+"""nox -s tests | bench | report | alike | lint: everything a person runs, on a fresh machine, with a GPU or without.
 
 All sessions share one environment, ``.nox/lab``: torch is too large to install four times. To use an
 environment that has torch already, exactly as it is, name its interpreter: ``LAB_PYTHON=$(which python)``.
@@ -101,7 +101,8 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Suites, compiled-kernel table and report, into reports/latest/. Arguments go to the suites' pytest.
+    """Suites, compiled-kernel table and report, into reports/latest/; then, beside the last published run of a like
+    machine, what changed. Arguments go to the suites' pytest.
 
     What was there moves to reports/previous/: a step that is killed leaves nothing, and nothing old may stand in.
     """
@@ -132,6 +133,9 @@ def bench(session: nox.Session) -> None:
         session.error("nothing ran, so there is no report")
     session.run(python, "-m", "reports", *made, "--output", str(LATEST), external=True)
     session.log(f"report: {LATEST / 'index.html'}")
+    if results.exists():  # what changed since the last run that is kept of a machine like this; no failure
+        since = ("--like", str(results), "--output", str(LATEST / "compare"))
+        session.run(python, "-m", "reports.publish", *since, external=True, success_codes=[0, 1, 2])
     if failed:
         session.error(f"not everything ran: {'; '.join(failed)}; the report has the rest")
 
@@ -146,6 +150,38 @@ def gpu(session: nox.Session) -> None:
     """The most of a few minutes on a GPU: nox -s gpu [-- --budget 9 --out DIR]; -- --rehearse on a machine without."""
     out = () if "--out" in session.posargs else ("--out", str(LATEST / "gpu"))
     session.run(lab(session), "-m", "bench.gpu", *out, *session.posargs, external=True)
+
+
+@nox.session
+def alike(session: nox.Session) -> None:
+    """What comparisons are worth here: nox -s alike [-- --processes 15 --plant auto --out DIR].
+
+    A run against itself may show no change; a slowdown planted in one contender must be found beside its baseline.
+    """
+    python = lab(session)
+    given = session.posargs
+    out = Path(given[given.index("--out") + 1]) if "--out" in given[:-1] else LATEST / "alike"
+    measured = (python, "-m", "bench.alike", "--out", str(out), *given)
+    session.run(*measured, env={"OMP_NUM_THREADS": "1"}, external=True)
+    compare = (python, "-m", "reports", "compare", str(out / "a"))
+    alarms = ("--fail-on", "slower", "--fail-on", "faster")
+    runs = {
+        "a run differs from itself": (*compare, str(out / "b"), *alarms, "--output", str(out / "b")),
+        "a run differs from itself, relative times": (
+            *compare, str(out / "b"), *alarms, "--relative", "--output", str(out / "b-relative"),
+        ),
+        "what was planted is not found": (
+            *compare, str(out / "planted"), "--fail-on", "slower", "--relative", "--output", str(out / "planted"),
+        ),
+    }  # fmt: skip
+    wrong = []
+    for what, command in runs.items():
+        try:
+            session.run(*command, external=True, success_codes=[1 if "planted" in what else 0])
+        except nox.command.CommandFailed:
+            wrong.append(what)
+    if wrong:
+        session.error(f"{'; '.join(wrong)}: more processes tell smaller changes, a quieter machine too")
 
 
 @nox.session

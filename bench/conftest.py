@@ -17,6 +17,7 @@ import torch
 if not torch.cuda.is_available():  # before triton_dirac is imported: kernels read it when they are defined
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from bench import processes
 from bench.budget import Budget, worth
 from bench.contenders import CONV, DIRAC_BLOCK, WEIGHT_PREP
 from bench.journal import Journal, JournalError
@@ -58,14 +59,18 @@ def _make_lab(config: pytest.Config) -> Lab:
         require_known(option, patterns, [contender.name for contender in contenders])
     minutes = config.getoption("budget")
     is_timed = not any(config.getoption(option, None) for option in ("benchmark_disable", "numprocesses"))
+    if selection.processes > 1 and not is_timed:
+        raise pytest.UsageError("--processes takes times: not with --benchmark-disable, nor with -n")
     path = _results_path(config) if is_timed else None
     _require_writable("--benchmark-json", path)
     journal = _journal(config, path) if is_timed else None
+    if selection.processes > 1 and journal is None:
+        raise pytest.UsageError("--processes needs --benchmark-json FILE or --journal FILE, beside which theirs are")
     lab = Lab(
         selection,
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         journal=journal,
-        budget=None if minutes is None else Budget(minutes),
+        budget=None if minutes is None or selection.processes > 1 else Budget(minutes),
         file=ResultsFile(path) if path else None,
         command=shlex.join(["pytest", *config.invocation_params.args]),
     )
@@ -99,13 +104,14 @@ def _require_writable(option: str, path: Path | None) -> None:
 def _journal(config: pytest.Config, results: Path | None) -> Journal | None:
     beside = results.with_suffix(".journal.jsonl") if results else None
     path, resume = config.getoption("journal") or beside, config.getoption("resume")
+    has_more = config.getoption("processes") > 1  # then each of the others has a journal to go on with
     _require_writable("--journal", path)
     if path is None:
         if resume:
             raise pytest.UsageError("--resume needs --benchmark-json FILE or --journal FILE: what is to go on?")
         return None
     try:
-        return Journal(path, resume)
+        return Journal(path, resume and not has_more)
     except JournalError as error:
         raise pytest.UsageError(f"--resume: {error}") from None
 
@@ -146,6 +152,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=order)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """With ``--processes`` others measure first; the tests then say what they found."""
+    config = session.config
+    if LAB not in config.stash or config.option.collectonly or session.testsfailed:
+        return
+    lab = lab_of(config)
+    if lab.selection.processes > 1 and lab.journal:
+        terminal = config.pluginmanager.get_plugin("terminalreporter")
+        say = terminal.write_line if terminal else print
+        minutes = config.getoption("budget")
+        try:
+            lab.take(processes.run(
+                config.invocation_params.args, lab.selection.processes, lab.journal.path, minutes, say
+            ))  # fmt: skip
+        except (processes.ProcessesError, JournalError) as error:
+            raise pytest.UsageError(f"--processes: {error}") from None
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict) -> None:
     if LAB in config.stash:
@@ -163,6 +188,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     lab = lab_of(session.config)
     if lab.file and any(lab.results.values()):
         lab.file.write(json.loads(lab.file.path.read_text()) if lab.has_ended else {**lab.end(), **lab.results})
+    if lab.has_ended and lab.journal and lab.selection.processes > 1:  # it holds what they hold
+        for journal in processes.journals(lab.journal.path, lab.selection.processes).values():
+            journal.unlink(missing_ok=True)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -26,6 +26,7 @@ from bench.machine import DeviceLostError, Machine, Sampler
 from bench.nets import NETS
 from bench.obstacles import has_cudnn
 from bench.options import CPU_DTYPES, DTYPES, Selection, chosen
+from bench.processes import Together
 from bench.results import KINDS, Entries, ResultsFile
 from bench.suite import Contender, Row, Subject, Suite, names
 from bench.timing import Call, Gpu, Outcomes, device_samples, record, wall_samples
@@ -51,18 +52,24 @@ class Lab:
     ) -> None:
         self.selection = selection
         self.device = device
-        self.machine = Machine(device, sampler or self._first_sample, compile_all=selection.layers is not None)
+        self.machine = Machine(
+            device,
+            sampler or self._first_sample,
+            compile_all=selection.layers is not None,
+            only_times=selection.only_times,
+        )
         self.on_gpu = self.machine.on_gpu
         self.warnings: list[str] = list(journal.warnings) if journal else []
         self.ceilings: Loads | None = ((journal and journal.environment) or {}).get("ceilings")
         self.results: Entries = {kind: [] for kind in KINDS}
         self.load_before = environment.load()
         self.clocks_before = environment.clocks() if self.on_gpu else None
-        self._journal, self._budget, self.file = journal, budget, file
+        self.journal, self._budget, self.file = journal, budget, file
         self._command = command
         self.has_ended = False
         self._started: dict[str, Any] | None = None  # the environment, once a row has been
         self._done: dict[Key, Entries] = {}
+        self._elsewhere: dict[Key, Entries] | None = None  # rows that other processes measured
         self._errors: dict[str, Exception] = {}  # of the last row: they keep its tensors
         if self.on_gpu:
             self.machine.watch = ClockWatch()
@@ -120,7 +127,7 @@ class Lab:
         benchmark.group = " ".join(row.key)
 
         def measure() -> Entries:
-            faulted = self._journal.faulted.get(row.key) if self._journal else None
+            faulted = self.journal.faulted.get(row.key) if self.journal else None
             machine = self.machine if benchmark.enabled else replace(self.machine, sampler=None)
             trial = Trial(row, self._contenders(suite), machine, faulted)
             entries = trial.run()
@@ -131,6 +138,12 @@ class Lab:
         contenders = [known.name for known in self._contenders(suite)]
         self.give(benchmark, self.once(row.key, contenders, measure), contender)
 
+    def take(self, found: Together) -> None:
+        """Rows that other processes measured: these here, and no others."""
+        self._elsewhere = found.rows
+        self.ceilings = found.environment.get("ceilings")
+        self.warn(found.warnings)
+
     def once(self, key: Key, contenders: Sequence[str], measure: Callable[[], Entries]) -> Entries:
         """The entries of a row: known, or in the journal, or measured now; nothing where no time is left for it."""
         if key in self._done:
@@ -138,7 +151,8 @@ class Lab:
         self._errors = {}  # first let go of the last row's tensors
         entries = self._from_journal(key) or self._refused(key, contenders)
         if entries is None:
-            entries = self._measured(key, measure)
+            taken = None if self._elsewhere is None else self._taken(key, contenders)
+            entries = self._measured(key, measure if taken is None else lambda: taken)
         self._done[key] = entries
         for kind in KINDS:
             self.results[kind] += entries[kind]
@@ -150,18 +164,18 @@ class Lab:
         if self._started is None:
             self.ceilings = self.ceilings or self._measured_ceilings()
             self._started = self.environment()
-            if self._journal:
-                self._journal.begin(self._started)
+            if self.journal:
+                self.journal.begin(self._started)
         start = time.monotonic()
-        if self._journal:
-            self._journal.start(key)
+        if self.journal:
+            self.journal.start(key)
         try:
             entries = measure()
         except DeviceLostError as error:
             self._end_without_device(key, error)
         seconds = time.monotonic() - start
-        if self._journal:
-            self._journal.finish(key, seconds, entries)
+        if self.journal:
+            self.journal.finish(key, seconds, entries)
         if self._budget:
             self._budget.took(key, seconds)
         return entries
@@ -169,8 +183,8 @@ class Lab:
     def _end_without_device(self, key: Key, error: DeviceLostError) -> NoReturn:
         """No call of the GPU in this process succeeds any more: whoever goes on is another process."""
         message = f"{' '.join(key)}: {error}; nothing was measured after it, and --resume goes on without it"
-        if self._journal and error.contender:
-            self._journal.fault(key, error.contender, error.reason)
+        if self.journal and error.contender:
+            self.journal.fault(key, error.contender, error.reason)
         self.results["not_run"].append({**names(key, error.contender), "failed": True, "reason": str(error)})
         self.warn([message])
         pytest.exit(message, returncode=DEVICE_LOST)
@@ -179,25 +193,28 @@ class Lab:
         """For the report, and now for whoever looks on."""
         for message in messages:
             self.warnings.append(message)
-            if self._journal:
-                self._journal.warn(message)
+            if self.journal:
+                self.journal.warn(message)
             warnings.warn(message, stacklevel=2)
 
     def _from_journal(self, key: Key) -> Entries | None:
-        if self._journal is None or key not in self._journal.rows:
+        if self.journal is None or key not in self.journal.rows:
             return None
         if self._budget:
-            self._budget.took(key, self._journal.seconds[key])
-        return self._journal.rows[key]
+            self._budget.took(key, self.journal.seconds[key])
+        return self.journal.rows[key]
+
+    def _taken(self, key: Key, contenders: Sequence[str]) -> Entries:
+        known = (self._elsewhere or {}).get(key)
+        return known or _not_run(key, contenders, "no process came to it")
 
     def _refused(self, key: Key, contenders: Sequence[str]) -> Entries | None:
         reason = self._budget.refusal(key) if self._budget else None
-        if self._journal and self._journal.unfinished[key] >= MOST_DEATHS:
-            reason = f"left out: {self._journal.unfinished[key]} processes ended while they ran this row"
+        if self.journal and self.journal.unfinished[key] >= MOST_DEATHS:
+            reason = f"left out: {self.journal.unfinished[key]} processes ended while they ran this row"
         if reason is None:
             return None
-        not_run = [{**names(key, contender), "reason": reason} for contender in contenders]
-        return {**{kind: [] for kind in KINDS}, "not_run": not_run}
+        return _not_run(key, contenders, reason)
 
     def give(self, benchmark: Any, entries: Entries, contender: str) -> None:
         """The contender's part of ``entries`` to ``benchmark``: samples, a reason to skip or a failure."""
@@ -235,7 +252,7 @@ class Lab:
     def environment(self) -> dict[str, Any]:
         clocks_now = environment.clocks() if self.on_gpu else None
         found = environment.environment(self._command, self.clocks_before, clocks_now, self.load_before)
-        asked = {name: getattr(self.selection, name) for name in ("batch", "contenders", "without")}
+        asked = {name: getattr(self.selection, name) for name in ("batch", "contenders", "without", "processes")}
         return {**found, **asked, "ceilings": self.ceilings, "warnings": self.warnings}
 
     def end(self) -> dict[str, Any]:
@@ -245,6 +262,11 @@ class Lab:
             stated = self.environment()
         except Exception:  # a lost GPU does not even tell its name
             stated = {**(self._started or {}), "warnings": self.warnings}
-        if self._journal and self._started:
-            self._journal.begin(stated)
+        if self.journal and self._started:
+            self.journal.begin(stated)
         return {"environment": stated, **{kind: self.results[kind] for kind in KINDS if kind != "benchmarks"}}
+
+
+def _not_run(key: Key, contenders: Sequence[str], reason: str) -> Entries:
+    not_run = [{**names(key, contender), "reason": reason} for contender in contenders]
+    return {**{kind: [] for kind in KINDS}, "not_run": not_run}

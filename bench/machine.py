@@ -29,6 +29,7 @@ class Machine:
     sampler: Sampler | None = None
     watch: ClockWatch | None = None
     compile_all: bool = False  # also on a CPU, where a graph takes 10 s and more
+    only_times: bool = False  # what cannot be timed here is not checked either
     crops: dict[tuple, str | None] = field(default_factory=dict)  # what failed of each crop that was checked
 
     @property

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.processes import FEWEST
+
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
 CPU_DTYPES = ("float32", "float16")  # of these only float32 is timed: 16 bits are emulated, and TF32 needs a GPU
 
@@ -46,6 +48,19 @@ def add_options(parser: pytest.Parser) -> None:
         "time; what is left out is in the results as such. Without it everything runs",
     )
     group.addoption(
+        "--processes",
+        metavar="N",
+        type=int,
+        default=1,
+        help="samples come from N fresh processes, one after another, and intervals go over processes; 1 by default, "
+        "else 5 and more",
+    )
+    group.addoption(
+        "--only-times",
+        action="store_true",
+        help="what cannot be timed on this machine is not checked either: for all processes but the first",
+    )
+    group.addoption(
         "--resume",
         action="store_true",
         help="go on with the journal of a run that was ended; an error if machine, versions or code are not the same",
@@ -69,20 +84,28 @@ class Selection:
     contenders: tuple[str, ...] | None = None
     without: tuple[str, ...] | None = None
     batch: int | None = None
+    processes: int = 1
+    only_times: bool = False
 
     @classmethod
     def of(cls, config: pytest.Config) -> Selection:
-        """Raises UsageError for an empty list, an unknown dtype or a batch below 1."""
+        """Raises UsageError for an empty list, an unknown dtype or a number that is none of its kind."""
         named = ("nets", "layers", "contenders", "without")
         lists = {name: _words(name, config.getoption(name)) for name in named}
         dtypes = _words("dtypes", config.getoption("dtypes"))
         require_known("--dtypes", dtypes, DTYPES)
         batch, budget = config.getoption("batch"), config.getoption("budget")
+        processes = config.getoption("processes", 1)
         if batch is not None and batch < 1:
             raise pytest.UsageError(f"--batch must be at least 1, got {batch}")
         if budget is not None and not budget > 0:
             raise pytest.UsageError(f"--budget must be more than 0 minutes, got {budget}")
-        return cls(dtypes=dtypes, batch=batch, **lists)
+        if processes != 1 and processes < FEWEST:
+            raise pytest.UsageError(
+                f"--processes must be 1, or {FEWEST} and more for an interval over them, got {processes}"
+            )
+        only_times = bool(config.getoption("only_times", False))
+        return cls(dtypes=dtypes, batch=batch, processes=processes, only_times=only_times, **lists)
 
 
 def _words(option: str, text: str | None) -> tuple[str, ...] | None:

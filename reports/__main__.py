@@ -8,12 +8,11 @@ Exit code 0 when the report is written, 2 when the input cannot be used or the o
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from reports import arguments, chart, compare, files, page, render, verdict
+from reports import arguments, chart, compare, files, page, render, terminal, verdict
 from reports.headline import headline
 from reports.load import ACCEPTED, ReportError, load
 from reports.report import Report, build
@@ -32,7 +31,7 @@ def main(given: Sequence[str] | None = None) -> int:
         _write(lambda: render.write(render.render(report), directory), f"--output {directory}", "a folder")
         if options.overview:
             _write(lambda: files.write({options.overview: overview}), f"--overview {options.overview}", "a file")
-        _say([*headline(report), str(directory / "index.html")])
+        terminal.say([*headline(report), str(directory / "index.html")])
     except ReportError as error:
         print(f"reports: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -44,19 +43,6 @@ def _write(write: Callable[[], None], where: str, what: str) -> None:
         write()
     except OSError as error:
         raise ReportError(f"{where}: cannot be written ({error}); accepted is {what} that is or can be made") from None
-
-
-def _say(lines: Sequence[str]) -> None:
-    """Print; what the terminal's encoding lacks is spelled out, and a reader who has seen enough may leave."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    try:
-        for line in lines:
-            print(line.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes, and fails, at its end
-        if not isinstance(error, BrokenPipeError):
-            raise ReportError(f"standard output: {error}; the report is written all the same") from None
 
 
 def _overview(report: Report, path: Path | None) -> str | bytes:
@@ -80,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=arguments.path, metavar="DIR", help="where to write the report; default: beside the first file"
     )
     parser.add_argument(
-        "--baseline", action="append", default=[], type=_baseline, metavar="SUITE=CONTENDER",
+        "--baseline", action="append", default=[], type=arguments.baseline, metavar="SUITE=CONTENDER",
         help="compare a suite's contenders with this one; may be repeated",
     )  # fmt: skip
     parser.add_argument(
@@ -94,13 +80,6 @@ def _parser() -> argparse.ArgumentParser:
         help="also write the overview picture to this file",
     )
     return parser
-
-
-def _baseline(text: str) -> tuple[str, str]:
-    suite, equals, contender = text.partition("=")
-    if not (suite and equals and contender):
-        raise argparse.ArgumentTypeError(f"{text!r}: accepted is SUITE=CONTENDER, such as conv=cudnn")
-    return suite, contender
 
 
 def _picture(text: str) -> Path:

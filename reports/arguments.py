@@ -16,6 +16,20 @@ def percent(text: str) -> float:
     return value
 
 
+def rate(text: str) -> float:
+    value = percent(text)
+    if value < 1e-6:
+        raise argparse.ArgumentTypeError(f"{text!r}: accepted is a number of percent from 1e-6 to 100")
+    return value
+
+
+def baseline(text: str) -> tuple[str, str]:
+    suite, equals, contender = text.partition("=")
+    if not (suite and equals and contender):
+        raise argparse.ArgumentTypeError(f"{text!r}: accepted is SUITE=CONTENDER, such as conv=cudnn")
+    return suite, contender
+
+
 def path(text: str) -> Path:
     """``~`` is the home directory here too: no shell expands it in --output=~/report."""
     try:

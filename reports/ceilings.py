@@ -17,19 +17,19 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1.0, ""))
 
 def share(entry: Mapping[str, Any], seconds: float, environment: Mapping[str, Any]) -> float:
     """Of ``entry``'s flops and bytes; NaN where no ceiling is stated."""
-    peak, copy = (_short(environment, name) for name in (entry["dtype"], "copy"))
+    peak, copy = (short(environment, name) for name in (entry["dtype"], "copy"))
     times = [entry["flops"] / peak, entry["bytes"] / copy]
     return float(np.nanmax(times)) / seconds if np.isfinite(times).any() else np.nan
 
 
 def rates(row: Mapping[str, Any]) -> str:
-    """545 TFLOP/s · 1.86 TB/s · 69 % · peak 1.2 GB, as far as it is known; "" where nothing is."""
+    """545 TFLOP/s · 1.86 TB/s · 69% of the ceiling · peak 1.2 GB, as far as it is known; "" where nothing is."""
     known = [
         _with_prefix(row[name], unit) for name, unit in (("flop_per_s", "FLOP/s"), ("bytes_per_s", "B/s"))
         if row.get(name) and np.isfinite(row[name])
     ]  # fmt: skip
     if np.isfinite(row.get("share", np.nan)):
-        known.append(f"{row['share']:.0%}")
+        known.append(f"{row['share']:.0%} of the ceiling")
     if np.isfinite(row.get("peak_bytes", np.nan)):
         known.append(f"peak {_with_prefix(row['peak_bytes'], 'B')}")
     return " · ".join(known)
@@ -48,7 +48,8 @@ def described(environment: Mapping[str, Any]) -> str:
     )
 
 
-def _short(environment: Mapping[str, Any], name: str) -> float:
+def short(environment: Mapping[str, Any], name: str) -> float:
+    """The ceiling of this name under a short load; NaN where none is stated."""
     stated = environment.get("ceilings")
     loads = stated.get(name) if isinstance(stated, Mapping) else None
     value = loads.get("short") if isinstance(loads, Mapping) else None

@@ -74,7 +74,9 @@ def svg(*charts: Chart, narrow: bool = False) -> str:
         nobody = {"Date": None, "Creator": None}
         _draw(charts, narrow).savefig(out, format="svg", metadata=nobody, facecolor=PAPER)
     lines = (line.strip() for line in out.getvalue().splitlines())
-    return _MARKERS.sub(_slim, "\n".join(lines) + "\n")
+    title, text = map(html.escape, described(charts))
+    said = f"\n<title>{title}</title>\n<desc>{text}</desc>"
+    return _MARKERS.sub(_slim, re.sub("<svg[^>]*>", lambda tag: tag[0] + said, "\n".join(lines), count=1) + "\n")
 
 
 def png(*charts: Chart, dpi: int = 160) -> bytes:
@@ -85,18 +87,35 @@ def png(*charts: Chart, dpi: int = 160) -> bytes:
     return out.getvalue()
 
 
-def inline(document: str, name: str, description: str) -> str:
-    """An SVG for the page: no prologue, ids made unique, colours from the theme, described for readers."""
+def described(charts: Sequence[Chart]) -> tuple[str, str]:
+    """Title and text alternative: how the numbers were obtained, and each row with what stands at its end."""
+    rows = []
+    for chart in charts:
+        for heading, of in chart.groups:
+            said = [f"{row.name} {_end(row, chart.unit)}" for row in of]
+            rows.append(f"{heading}: {', '.join(said)}" if heading else ", ".join(said))
+    title = "; ".join(dict.fromkeys(chart.title for chart in charts))
+    return title, f"{'; '.join(dict.fromkeys(chart.label for chart in charts))}. {'. '.join(rows)}."
+
+
+def _end(row: Row, unit: str) -> str:
+    return row.text or (f"{row.centre.value:.2f}{unit}" if row.centre else "")
+
+
+def inline(document: str, name: str) -> str:
+    """An SVG for the page: no prologue, ids made unique, colours from the theme, title and text for readers."""
     body = document[document.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
     body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    for part in ("title", "desc"):
+        body = body.replace(f"<{part}>", f'<{part} id="{name}-{part}">', 1)
     for colour, variable in THEME.items():
         body = body.replace(colour, f"var(--{variable})")
     # Sizes in points would not shrink on a phone; the view box keeps the proportions.
     opening, rest = body.split(">", 1)
     opening = re.sub(r'\s(?:width|height|version|xmlns(?::xlink)?)="[^"]*"', "", opening)
     rest = rest.replace("xlink:href", "href")
-    return f'{opening} role="img" aria-label="{html.escape(description)}">{rest}'
+    return f'{opening} role="img" aria-labelledby="{name}-title {name}-desc">{rest}'
 
 
 _MARKERS = re.compile(r"<g>\n((?:<use [^>]*/>\n)+)</g>")
@@ -156,15 +175,15 @@ def _dress(axes: Axes, chart: Chart, narrow: bool) -> tuple[float, float]:
     low, high = _limits(chart)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    ticks = _ticks(low, high, 5 if narrow else 9)
-    axes.set_xticks(ticks, [f"{tick:g}{chart.unit}" for tick in ticks])
+    marked = ticks(low, high, 5 if narrow else 9)
+    axes.set_xticks(marked, [f"{tick:g}{chart.unit}" for tick in marked])
     axes.set_xticks([], minor=True)
     axes.set_yticks([])
     axes.tick_params(length=0, pad=4)
     for side in ("left", "right", "top"):
         axes.spines[side].set_visible(False)
     axes.set_xlabel(textwrap.fill(chart.axis, 48 if narrow else 90), fontsize=8.5, labelpad=5)
-    for tick in ticks:
+    for tick in marked:
         axes.axvline(tick, color=RULE, lw=0.5, zorder=0)
     if chart.limit is not None:
         axes.axvline(chart.limit, color=INK, lw=1.0, zorder=1)
@@ -205,8 +224,7 @@ def _draw_row(
         if row.centre.has_interval:
             axes.plot([row.centre.low, row.centre.high], [middle] * 2, color=INK, lw=2.2, zorder=3)
         axes.plot([row.centre.value] * 2, [middle - 0.1, middle + 0.1], color=INK, lw=2.0, zorder=3)
-    text = row.text or (f"{row.centre.value:.2f}{unit}" if row.centre else "")
-    axes.text(1.02, middle, text, transform=beside, fontsize=9, va="center", weight="bold")
+    axes.text(1.02, middle, _end(row, unit), transform=beside, fontsize=9, va="center", weight="bold")
 
 
 def _legend(figure: Figure, chart: Chart, narrow: bool, bottom: float) -> None:
@@ -234,15 +252,15 @@ def _limits(chart: Chart) -> tuple[float, float]:
     return low / air, high * air
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
+def ticks(low: float, high: float, most: int) -> list[float]:
     """Round values inside the axis, at most ``most``, the finest set that fits."""
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     fine = [round(0.5 + 0.1 * step, 1) for step in range(16)]
     sets = [fine, fine[::2]] if low > 0.45 and high < 2.1 else []
     for mantissas in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         sets.append([float(f"{mantissa}e{decade}") for decade in decades for mantissa in mantissas])
-    for ticks in sets:
-        inside = [tick for tick in ticks if low <= tick <= high]
+    for candidates in sets:
+        inside = [tick for tick in candidates if low <= tick <= high]
         if len(inside) <= most:
             return inside
     return inside[:: -(-len(inside) // most)]

@@ -13,6 +13,8 @@ The probability that a resample's median is the i-th smallest of n samples is
 
 (Maritz and Jarrett, 1978; exact for odd n, its interpolation for even n). Coverage of the 95 % ratio
 interval, simulated on log-normal times of 5 to 50 samples: 96 to 98 %.
+
+Of samples from several processes each process counts once, by its median: those of one process have much in common.
 """
 
 from __future__ import annotations
@@ -57,8 +59,14 @@ def median(samples: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
     value = float(np.median(ordered))
     if n < FEWEST_SAMPLES:
         return Estimate(value, np.nan, np.nan)
-    k = max(int(stats.binom.ppf((1 - confidence) / 2, n, 0.5)), 1)
+    k = _rank(n, confidence)
     return Estimate(value, float(ordered[k - 1]), float(ordered[n - k]))
+
+
+@lru_cache(maxsize=256)
+def _rank(n: int, confidence: float) -> int:
+    """The k of the k-th smallest and k-th largest of n samples that enclose the median."""
+    return max(int(stats.binom.ppf((1 - confidence) / 2, n, 0.5)), 1)
 
 
 def ratio_of_medians(numerator: np.ndarray, denominator: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
@@ -73,6 +81,18 @@ def ratio_of_medians(numerator: np.ndarray, denominator: np.ndarray, confidence:
     )
     order = np.argsort(ratios, kind="stable")
     return Estimate(value, *_quantiles(ratios[order], weights[order], confidence))
+
+
+def ratio_of_processes(numerators: Sequence[np.ndarray], denominators: Sequence[np.ndarray]) -> Estimate:
+    """The median over processes of median(numerator) / median(denominator), both of the same process.
+
+    Its interval goes over the processes: it covers what differs between them, which none of them sees alone.
+    """
+    return median(medians(numerators) / medians(denominators))
+
+
+def medians(processes: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([np.median(samples) for samples in processes])
 
 
 def geometric_mean(ratios: Sequence[Estimate], weights: Sequence[float] | None = None) -> Estimate:

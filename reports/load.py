@@ -10,9 +10,12 @@ missing: text columns then hold "", numbers NaN. What is needed and missing, or 
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 import re
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,10 @@ from reports import journal
 
 ACCEPTED = (
     "accepted are a results file of `pytest --benchmark-only --benchmark-json FILE`, its journal (.jsonl) "
-    "and a compile table of `python -m bench.compile --json FILE`"
+    "and a compile table of `python -m bench.compile --json FILE`, each also as .gz or .xz"
 )
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lzma.decompress}
+BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what they raise of a file that is cut off or none
 # What tells one measurement from another: rows that agree in these are compared with each other.
 WHERE = ["run", "suite", "pass", "net", "layer", "dtype"]
 
@@ -36,7 +41,7 @@ BENCHMARK_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
     "device": TEXT, "clock": TEXT, "label": TEXT, "count": WHOLE, "nets": OTHER,
     "published_batch": WHOLE, "flops": NUMBER, "bytes": NUMBER, "host_us": NUMBER, "peak_bytes": NUMBER,
-    "problem": PROBLEM, "samples": OTHER,
+    "mhz": NUMBER, "problem": PROBLEM, "samples": OTHER, "processes": OTHER,
 }  # fmt: skip
 ACCURACY_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
@@ -66,6 +71,8 @@ COMPILED_COLUMNS = {
 }  # fmt: skip
 
 
+SHORTEST, LONGEST = 1e-12, 1e9  # seconds: what is beyond is no time, and its ratios no numbers
+FASTEST = 10**6  # MHz: what states more is no clock
 LARGEST = 10**300  # whole numbers beyond are no floats
 # Halves of characters, and control characters that XML and terminals have no place for.
 _UNPRINTABLE = re.compile("[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
@@ -79,9 +86,10 @@ class ReportError(Exception):
 class Results:
     """Everything the files hold. ``run`` in each frame is an index into ``runs``.
 
-    ``benchmarks.nets`` maps the nets that have the layer to how often they do; ``net`` and ``count`` are all of
-    them together. ``loops`` has the columns of ``compiled``: the table of main loops at equal tiles. ``counted``:
-    launches and bytes of calls; ``moved``: bytes of compiled kernels.
+    ``benchmarks.samples`` are one contender's, in seconds, ``processes`` the same cut into those of each process;
+    ``mhz`` is the GPU's clock beside them. ``benchmarks.nets`` maps the nets that have the layer to how often they
+    do; ``net`` and ``count`` are all of them together. ``loops`` has the columns of ``compiled``: the table of main
+    loops at equal tiles. ``counted``: launches and bytes of calls; ``moved``: bytes of compiled kernels.
     """
 
     runs: list[dict[str, Any]]  # file, kind ("results", "compile"), environment, how many rows are missing
@@ -127,16 +135,18 @@ def load(paths: Iterable[Path]) -> Results:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    unpack = COMPRESSED.get(path.suffix, bytes)
+    is_journal = (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix == ".jsonl"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = unpack(path.read_bytes()).decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
         raise ReportError(f"{path}: no such file; {ACCEPTED}") from None
-    except (OSError, ValueError) as error:  # ValueError: bytes that are no text, a name that is none
+    except (*BROKEN, ValueError) as error:  # ValueError: bytes that are no text, a name that is none
         raise ReportError(f"{path}: cannot be read ({error}); {ACCEPTED}") from None
     if not text.strip():
         raise ReportError(f"{path}: empty file; {ACCEPTED}")
     try:
-        content = journal.document(text) if path.suffix == ".jsonl" else json.loads(text)
+        content = journal.document(text) if is_journal else json.loads(text)
     except json.JSONDecodeError as error:
         raise ReportError(f"{path}: not JSON (line {error.lineno}: {error.msg}); {ACCEPTED}") from None
     except (ValueError, RecursionError) as error:  # thousands of digits, thousands of levels
@@ -189,7 +199,10 @@ def _result_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict[
             raise ReportError(f"{path}: {where}: `extra_info` and `stats` must be objects")
         _need(path, f"{where}: extra_info", info, "suite", "contender")
         _need(path, f"{where}: stats", stats, "data")
-        benchmarks.append({**info, "nets": _nets(path, where, info), "samples": _samples(path, where, stats["data"])})
+        samples = _samples(path, where, stats["data"])
+        parts = _processes(path, where, info, samples)
+        found = {"nets": _nets(path, where, info), "mhz": _mhz(info), "samples": samples, "processes": parts}
+        benchmarks.append({**info, **found})
     accuracy, not_run = _objects(path, content, "accuracy"), _objects(path, content, "not_run")
     counted = _objects(path, content, "counted")
     for index, row in enumerate(counted):
@@ -237,9 +250,28 @@ def _samples(path: Path, where: str, data: Any) -> np.ndarray:
         samples = np.asarray(data, dtype=float)
     except (TypeError, ValueError):
         samples = np.empty(0)
-    if samples.ndim != 1 or not samples.size or not (np.isfinite(samples) & (samples > 0)).all():
-        raise ReportError(f"{path}: {where}: stats.data must be a list of positive times in seconds")
+    if samples.ndim != 1 or not samples.size or not ((samples >= SHORTEST) & (samples <= LONGEST)).all():
+        raise ReportError(
+            f"{path}: {where}: stats.data must be a list of positive times in seconds, from {SHORTEST:g} to {LONGEST:g}"
+        )
     return samples
+
+
+def _processes(path: Path, where: str, info: Mapping[str, Any], samples: np.ndarray) -> list[np.ndarray]:
+    """The samples of each process, which stand one after another; of one process where nothing else is stated."""
+    sizes = info.get("samples_per_process") or [len(samples)]
+    is_list = isinstance(sizes, list) and all(_is_whole(size) and size > 0 for size in sizes)
+    if not is_list or sum(sizes) != len(samples):
+        raise ReportError(f"{path}: {where}: extra_info.samples_per_process must cut stats.data into parts")
+    return np.split(samples, np.cumsum(sizes, dtype=int)[:-1])
+
+
+def _mhz(info: Mapping[str, Any]) -> float | None:
+    """The mean of the GPU's clocks before and after, as far as they are stated."""
+    states = (info.get(name) for name in ("clocks_before", "clocks_after"))
+    clocks = [state.get("sm_mhz") for state in states if isinstance(state, Mapping)]
+    stated = [float(clock) for clock in clocks if clock is not None and _is_number(clock) and 0 < clock < FASTEST]
+    return sum(stated) / len(stated) if stated else None
 
 
 def _converted(path: Path, row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

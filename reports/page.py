@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports import chart, figures, tables, verdict
+from reports import chart, figures, rerun, tables, verdict
 from reports.report import Report
 
 EXTREMES = 8  # how many of the largest wins and of the largest losses are named
@@ -43,7 +43,9 @@ def charts(report: Report) -> dict[str, list[chart.Chart]]:
 
 def is_figure(stem: str) -> bool:
     """Whether some report's charts may have this name."""
-    return stem in ("overview", "accuracy", "precision", "compiled", "loops") or stem.startswith("speed-")
+    return stem in ("overview", "accuracy", "precision", "compiled", "loops") or stem.startswith(
+        ("speed-", "roofline-")
+    )
 
 
 def suites(report: Report) -> list[dict[str, Any]]:
@@ -71,9 +73,12 @@ def suites(report: Report) -> list[dict[str, Any]]:
                 "suite": suite,
                 "file": report.results.runs[int(run)]["file"],
                 "baseline": part["baseline"].iloc[0],
-                "label": measured(report, *part[["run", "device", "clock", "label"]].iloc[0]),
+                "label": timed_on(report, *part[["run", "device", "clock"]].iloc[0]),
+                "how": part["label"].iloc[0] or "label not stated",
+                "summed": contenders,
                 "contenders": [name for name in contenders if name in set(means.get("contender", []))],
                 "means": _mean_rows(means),
+                "totals": _total_rows(report.totals, run, suite),
                 "nets": nets,
             }
         )
@@ -91,8 +96,23 @@ def extremes(report: Report) -> dict[str, Any]:
     losses = decided[decided["verdict"] == verdict.SLOWER].sort_values("ratio", kind="stable")
     named = {"wins": wins.head(EXTREMES), "losses": losses.head(EXTREMES)}
     return {"ours": ours, "won": len(wins), "lost": len(losses)} | {
-        name: frame.to_dict("records") for name, frame in named.items()
+        name: [row | {"anchor": rerun.anchor(row)} for row in frame.to_dict("records")] for name, frame in named.items()
     }
+
+
+BRIEF = ("gpu", "cpu", "torch", "triton", "commit", "date")
+
+
+def brief(report: Report) -> dict[str, Any]:
+    """For the summary: each run in a line, what to be wary of, contenders with ours first."""
+    runs = []
+    for run in report.results.runs:
+        stated = [str(run["environment"].get(name) or "") for name in BRIEF]
+        said = [f"{name} {text[:60]}" for name, text in zip(BRIEF, stated, strict=True) if text]
+        runs.append({"file": run["file"], "said": ", ".join(said) or "environment not stated"})
+    wary = [f"{run['file']}: {text}" for run in tables.environments(report.results) for text in run["wary"]]
+    overall = sorted(report.overall.to_dict("records"), key=lambda row: not verdict.is_ours(row["contender"]))
+    return {"runs": runs, "wary": wary, "overall": overall}
 
 
 def kernels(report: Report) -> list[dict[str, Any]]:
@@ -135,9 +155,14 @@ def unchecked(report: Report) -> int:
 
 def measured(report: Report, run: float, device: str, clock: str, label: str) -> str:
     """How a time was obtained: its label, the device by name and the clock."""
+    return " · ".join(filter(None, (label or "label not stated", timed_on(report, run, device, clock))))
+
+
+def timed_on(report: Report, run: float, device: str, clock: str) -> str:
+    """The device by name, and the clock."""
     environment = report.results.runs[int(run)]["environment"]
     name = environment.get("gpu") if device == "cuda" else environment.get("cpu") if device == "cpu" else None
-    return " · ".join(str(part) for part in (label or "label not stated", name or device, clock) if part)
+    return " · ".join(str(part) for part in (name or device, clock) if part)
 
 
 def _by_suite(comparisons: pd.DataFrame) -> list[tuple[tuple[float, str], pd.DataFrame]]:
@@ -165,15 +190,24 @@ def _ordered(part: pd.DataFrame) -> list[str]:
 
 
 def _layer_rows(part: pd.DataFrame, contenders: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each problem, with a cell for each contender: None where it was not timed."""
+    found: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for entry in part.to_dict("records"):  # one groupby a layer would take most of a large report's time
+        key = tuple("" if entry[name] is None else entry[name] for name in verdict.COMPARABLE)
+        found.setdefault(key, {})[entry["contender"]] = entry
     rows = []
-    for key, of in part.groupby([*verdict.COMPARABLE], sort=False):
-        cells = {row["contender"]: row for row in of.to_dict("records")}
-        where = dict(zip(verdict.COMPARABLE, key, strict=True))
+    for cells in found.values():
+        first = next(iter(cells.values()))
+        timed = [name for name in contenders if name in cells]
+        words = (*(first[name] for name in ("suite", "pass", "net", "layer", "dtype")), *timed)
         rows.append(
             {
-                "pass": where["pass"],
-                "layer": where["layer"],
-                "occurs": occurs(of["nets"].iloc[0]),
+                "pass": first["pass"],
+                "layer": first["layer"],
+                "occurs": occurs(first["nets"]),
+                "anchor": rerun.anchor(first),
+                "again": rerun.command(first, timed),
+                "text": " ".join(words).lower(),
                 "cells": [(name, cells.get(name)) for name in contenders],
             }
         )
@@ -219,6 +253,18 @@ def _mean_rows(means: pd.DataFrame) -> list[dict[str, Any]]:
         cells = {row["contender"]: row for row in of.to_dict("records")}
         rows.append(dict(zip(by, key, strict=True)) | {"cells": cells, "places": int(of["places"].iloc[0])})
     return rows
+
+
+def _total_rows(totals: pd.DataFrame, run: float, suite: str) -> list[dict[str, Any]]:
+    """Sums over a net's layers, a row for each net, type and pass."""
+    of = totals[(totals["run"] == run) & (totals["suite"] == suite)]
+    rows: dict[tuple, dict[str, Any]] = {}
+    for entry in of.to_dict("records"):
+        place = {name: entry[name] for name in ("net", "pass", "dtype")}
+        row = rows.setdefault(tuple(place.values()), place | {"cells": {}, "places": entry["places"]})
+        row["cells"][entry["contender"]] = entry
+    nets = list(dict.fromkeys(row["net"] for row in rows.values()))
+    return sorted(rows.values(), key=lambda row: nets.index(row["net"]))
 
 
 def _batch(part: pd.DataFrame) -> str:

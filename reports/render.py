@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +13,15 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import chart, files, page, tables, verdict
+from reports import chart, files, page, roofline, tables, verdict
 from reports.ceilings import rates
 from reports.headline import headline, precision
 from reports.report import Report
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPT = (TEMPLATES / "script.js").read_text(
+    encoding="utf-8"
+)  # the page runs this one, known by its hash, and no other
 # Word -> (sign, CSS class): a sign beside every colour.
 SIGNS = {
     verdict.FASTER: ("▲", "good"), verdict.SAME: ("=", "even"), verdict.SLOWER: ("▼", "bad"),
@@ -31,18 +36,23 @@ MARKDOWN = str.maketrans(
 
 
 def render(report: Report) -> dict[str, str]:
-    """Relative path -> content of every text file: index.html, summary.md, tables/*.csv, figures/*.svg."""
+    """Relative path -> content of every text file: index.html, summary.md, full.md, tables/*.csv, figures/*.svg."""
     drawings = page.charts(report)
     svgs = {name: chart.svg(*charts) for name, charts in drawings.items()}
     shown = {
         name: {
-            "wide": Markup(chart.inline(svgs[name], f"{name}-w", charts[0].title)),
-            "narrow": Markup(chart.inline(chart.svg(*charts, narrow=True), f"{name}-n", charts[0].title)),
+            "wide": Markup(chart.inline(svgs[name], f"{name}-w")),
+            "narrow": Markup(chart.inline(chart.svg(*charts, narrow=True), f"{name}-n")),
             "label": "; ".join(dict.fromkeys(one.label for one in charts)),
         }
         for name, charts in drawings.items()
     }
+    roofs = {
+        f"roofline-{number}": roofline.svg(roof)
+        for number, roof in enumerate(roofline.roofs(report.comparisons, report.results.runs), 1)
+    }
     context: dict[str, Any] = {
+        "roofs": [Markup(chart.inline(text, name)) for name, text in roofs.items()],
         "report": report,
         "headline": headline(report),
         "environments": tables.environments(report.results),
@@ -50,6 +60,7 @@ def render(report: Report) -> dict[str, str]:
         "overall": _records(report.overall),
         "extremes": page.extremes(report),
         "suites": page.suites(report),
+        "contenders": list(dict.fromkeys(report.comparisons["contender"])),
         "accuracy": _records(report.accuracy),
         "precision": precision(report),
         "counted": page.counted(report),
@@ -61,15 +72,19 @@ def render(report: Report) -> dict[str, str]:
         "kernels": page.kernels(report),
         "loops": page.loops(report),
         "not_run": _records(report.not_run),
+        "brief": page.brief(report),
         "margin": report.margin,
         "signs": SIGNS,
         "tallied": verdict.TALLIED,
+        "script": Markup(SCRIPT),
+        "script_hash": base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
     }
     rendered = {
         "summary.md": environment(markdown=True).get_template("summary.md.j2").render(context),
+        "full.md": environment(markdown=True).get_template("full.md.j2").render(context),
         "index.html": environment().get_template("index.html.j2").render(context),
     }
-    rendered |= {f"figures/{name}.svg": text for name, text in svgs.items()}
+    rendered |= {f"figures/{name}.svg": text for name, text in (svgs | roofs).items()}
     return rendered | {f"tables/{name}.csv": text for name, text in csv(report).items()}
 
 
@@ -89,6 +104,7 @@ def csv(report: Report) -> dict[str, str]:
         "environment": environments,
         "verdicts": report.comparisons.drop(columns=["problem_key", "ours"], errors="ignore"),
         "geometric_means": report.groups,
+        "totals": report.totals,
         "overall": report.overall,
         "accuracy": results.accuracy.assign(**problems),
         "accuracy_summary": report.accuracy,
@@ -177,5 +193,7 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _whole_runs(frame: pd.DataFrame) -> pd.DataFrame:
     """Indices and counts as whole numbers; everything else as it is."""
-    whole = {name: "Int64" for name in ("run", "count", "samples", "batch", "published_batch") if name in frame}
+    whole = {
+        name: "Int64" for name in ("run", "count", "samples", "processes", "batch", "published_batch") if name in frame
+    }
     return frame.astype(whole)

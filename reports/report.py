@@ -9,6 +9,7 @@ import pandas as pd
 
 from reports import tables, verdict
 from reports.load import Results
+from reports.totals import totals
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Report:
     comparisons: pd.DataFrame
     overall: pd.DataFrame  # per run, suite and contender
     groups: pd.DataFrame  # per run, suite, pass, net, dtype and contender
+    totals: pd.DataFrame  # the same groups: times of a net's layers added up
     accuracy: pd.DataFrame
     compiled: pd.DataFrame
     broken: pd.DataFrame  # kernels that do not compile or spill
@@ -39,6 +41,7 @@ def build(
         comparisons,
         verdict.summarise(comparisons, ["run", "suite", "device", "clock", "label"], margin=margin),
         verdict.summarise(verdict.per_net(comparisons), verdict.GROUP, margin=margin),
+        totals(comparisons),
         tables.accuracy(results),
         tables.compiled(results),
         tables.broken(results),

@@ -8,6 +8,8 @@ device and clock, within one run. With the ratio r = median(baseline) / median(c
     same        the whole interval lies between the two
     ambiguous   the interval straddles a limit, or too few samples give none: undecided
 
+Of samples from several processes r is the median of each process's ratio, and the interval goes over the processes.
+
 A contender whose result failed the check against float64 has no time: ``wrong``. Where the baseline has none
 there is nothing to compare with: ``no baseline``.
 """
@@ -15,7 +17,7 @@ there is nothing to compare with: ``no baseline``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -53,6 +55,9 @@ MEANS = [
 GROUP = ["run", "suite", "pass", "net", "dtype", "device", "clock", "label"]
 
 
+Processes = Sequence[np.ndarray]  # the samples of each
+
+
 def is_ours(contender: str) -> bool:
     """Whether a contender runs a Triton kernel of this project as a user gets it: their names start so."""
     return contender.startswith("triton") and contender not in FORCED
@@ -85,25 +90,30 @@ def compare(
 
     Times are in seconds. Columns beside those of ``results.benchmarks``: baseline, ours, batch, median, low,
     high, ratio, ratio_low, ratio_high, flop_per_s, bytes_per_s, share (of the measured ceiling), verdict;
-    samples is their number.
+    samples and processes are their numbers.
     """
     benchmarks = results.benchmarks.assign(
         count=results.benchmarks["count"].fillna(1),
         problem_key=[json.dumps(problem, sort_keys=True) for problem in results.benchmarks["problem"]],
         batch=[_batch(problem) for problem in results.benchmarks["problem"]],
     )
-    refused = _refused(results)
+    failed = refused(results)
     rows = []
-    for key, group in benchmarks.groupby(COMPARABLE, sort=False):
+    wrong: dict[tuple, list[str]] = {}
+    for *where, contender in failed:
+        wrong.setdefault(tuple(where), []).append(contender)
+    groups: dict[tuple, list[dict]] = {}
+    for entry in benchmarks.to_dict("records"):  # once: a frame for each group takes ten times as long
+        groups.setdefault(tuple(entry[name] for name in COMPARABLE), []).append(entry)
+    for key, group in groups.items():
         place, baseline = tuple(key[: len(WHERE)]), baselines[int(key[0]), key[1]]
-        sound = group[[(*place, contender) not in refused for contender in group["contender"]]]
-        against = sound.loc[sound["contender"] == baseline, "samples"]
-        samples = against.iloc[0] if len(against) else None
+        sound = [entry for entry in group if (*place, entry["contender"]) not in failed]
+        samples = next((entry["processes"] for entry in sound if entry["contender"] == baseline), None)
         environment = results.runs[int(key[0])]["environment"]
-        rows += [_row(entry, baseline, samples, margin, environment) for entry in sound.to_dict("records")]
-        wrong = [contender for *where, contender in refused if tuple(where) == place]
-        blank = {**group.iloc[0].to_dict(), "samples": np.empty(0), "host_us": np.nan, "peak_bytes": np.nan}
-        rows += [_row({**blank, "contender": name}, baseline, None, margin, environment) for name in wrong]
+        blank = {**group[0], "processes": [], "host_us": np.nan, "peak_bytes": np.nan}
+        rows += [_row(entry, baseline, samples, margin, environment) for entry in sound]
+        for name in wrong.get(place, ()):
+            rows.append(_row({**blank, "contender": name}, baseline, None, margin, environment))
     return pd.DataFrame(rows, columns=[*benchmarks.columns, *ADDED])
 
 
@@ -167,20 +177,21 @@ def _means(known: pd.DataFrame, margin: float) -> dict:
     return dict(zip(MEANS, values, strict=True))
 
 
-def _row(entry: dict, baseline: str, against: np.ndarray | None, margin: float, environment: Mapping) -> dict:
-    samples = entry.pop("samples")
-    row = entry | {"baseline": baseline, "ours": is_ours(entry["contender"]), "samples": len(samples)}
+def _row(entry: dict, baseline: str, against: Processes | None, margin: float, environment: Mapping) -> dict:
+    processes: Processes = entry["processes"]
+    counts = {"samples": sum(map(len, processes)), "processes": len(processes)}
+    row = entry | {"baseline": baseline, "ours": is_ours(entry["contender"])} | counts
     nothing = intervals.Estimate(np.nan, np.nan, np.nan)
-    time = intervals.median(samples) if len(samples) else nothing
+    time = time_of(processes) if processes else nothing
     ratio = nothing
-    if not len(samples):
+    if not processes:
         verdict = WRONG
     elif entry["contender"] == baseline:
         verdict = BASELINE
     elif against is None:
         verdict = NO_BASELINE
     else:
-        ratio = intervals.ratio_of_medians(against, samples)
+        ratio = _ratio(against, processes)
         verdict = word(ratio, margin)
     return row | {
         "median": time.value, "low": time.low, "high": time.high,
@@ -190,7 +201,19 @@ def _row(entry: dict, baseline: str, against: np.ndarray | None, margin: float, 
     }  # fmt: skip
 
 
-def _refused(results: Results) -> dict[tuple, None]:
+def time_of(processes: Processes) -> intervals.Estimate:
+    """The median time: of the samples, or of the processes' medians."""
+    return intervals.median(processes[0] if len(processes) == 1 else intervals.medians(processes))
+
+
+def _ratio(against: Processes, processes: Processes) -> intervals.Estimate:
+    if len(processes) == len(against) > 1:  # both in each process, timed in turns there
+        return intervals.ratio_of_processes(against, processes)
+    numerators, denominators = (side[0] if len(side) == 1 else intervals.medians(side) for side in (against, processes))
+    return intervals.ratio_of_medians(numerators, denominators)
+
+
+def refused(results: Results) -> dict[tuple, None]:
     """(*WHERE, contender) of every failed check, in order."""
     failed = results.accuracy[~results.accuracy["passed"]]
     return dict.fromkeys(failed[[*WHERE, "contender"]].itertuples(index=False, name=None))

@@ -104,6 +104,30 @@ def test_a_step_that_ends_well_and_writes_nothing_is_said(lab):
         lab.bench(session)
 
 
+def test_a_run_is_compared_with_itself_and_with_what_was_planted(lab):
+    session = Session("--processes", "6")
+    lab.alike(session)
+    measured, *compared = session.commands
+    out = lab.LATEST / "alike"
+    assert measured[1:] == ("-m", "bench.alike", "--out", str(out), "--processes", "6")
+    assert [command[4:6] for command in compared] == [
+        (str(out / "a"), str(out / name)) for name in ("b", "b", "planted")
+    ]
+    assert ["--relative" in command for command in compared] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "place, said",
+    [
+        ("/b --fail", "a run differs from itself; a run differs from itself, relative times"),
+        ("/planted", "is not found"),
+    ],
+)
+def test_a_false_alarm_and_a_change_that_is_missed_are_said(lab, place, said):
+    with pytest.raises(Stopped, match=said):
+        lab.alike(Session("--out", "elsewhere", **{place: fails}))
+
+
 def test_no_results_no_report(lab):
     session = Session(**{"-m": fails})
     with pytest.raises(Stopped, match="no report"):

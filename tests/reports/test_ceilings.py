@@ -1,6 +1,7 @@
 """Rates, and their share of the ceilings that were measured on the machine."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -57,6 +58,20 @@ def test_rates_and_share_stand_beside_each_time(written):
     page = render(report)["index.html"]
     assert "597 TFLOP/s · 1.99 TB/s · 75%" in page
     assert "398 TFLOP/s · 1.33 TB/s · 50%" in page
+
+
+def test_the_roofline_is_drawn_where_there_are_ceilings_and_says_the_shares(written, document):
+    files = render(build(load([written])))
+    assert re.search(
+        r"<desc>measured; ceilings 800 TFLOP/s and 4 TB/s; shares of the nearer one: cudnn 50% to 50%, "
+        r"triton 75% to 75%\.</desc>",
+        files["figures/roofline-1.svg"],
+    )
+    assert "Roofline: H200, bfloat16" in files["index.html"]
+    written.write_text(json.dumps({**document, "environment": {}}))
+    files = render(build(load([written])))
+    assert not [name for name in files if "roofline" in name]
+    assert 'id="roofline"' not in files["index.html"]
 
 
 def test_ceilings_are_said_for_both_loads_and_warnings_are_shown(written):

@@ -1,143 +1,166 @@
-"""Comparison between runs: the verdicts, what they promise, and the command's exit status."""
+"""python -m reports compare: its exit status, what it prints and writes, and what it refuses."""
 
+import io
 import json
+import sys
 
-import numpy as np
 import pytest
 
 from reports import compare
 from reports.__main__ import main
-from tests.reports.reports_data import benchmark, environment
-
-ROWS = 210
-SLOW = 7  # the row that is made slower
-
-
-def run(path, seed, *, spread=0.01, between=0.0, factor=1.0, samples=20, rows=ROWS, **changes):
-    """A results file of ``rows`` log-normal times; ``between``: what a whole process is off by, row by row."""
-    noise = np.random.default_rng(seed)
-    base = 1e-3 * (1 + np.arange(rows) % 9)
-    times = base[:, None] * np.exp(spread * noise.standard_normal((rows, samples)))
-    times *= np.exp(between * noise.standard_normal((rows, 1)))
-    times[SLOW] *= factor
-    entries = [
-        benchmark("conv", "fprop", "Net", f"layer {row}", "float32", "torch", list(row_times))
-        for row, row_times in enumerate(times)
-    ]
-    path.parent.mkdir(exist_ok=True, parents=True)
-    path.write_text(json.dumps({"environment": environment(**changes), "benchmarks": entries}))
-    return path
+from reports.changes import Change, Comparison
+from reports.sides import Row
+from tests.reports.test_sides import LAYERS, document, entries, written
 
 
-def folder(path, seed, processes=6, **how):
-    for process in range(processes):
-        run(path / f"{process}.json", 100 * seed + process, **how)
-    return path
+def run(path, seed=1, **how):
+    return written(path, document(seed, **how))
 
 
-def verdicts(old, new, **how):
-    found = compare.changes(compare.read(old), compare.read(new), margin=how.pop("margin", 0.0), **how)
-    return {change.row[3]: change.verdict for change in found}
-
-
-@pytest.mark.parametrize("processes", [1, 6])
-def test_runs_in_which_nothing_changed_raise_no_more_alarms_than_stated(tmp_path, processes):
-    alarms, tries = 0, 8
-    for seed in range(tries):
-        how = {"between": 0.01 if processes > 1 else 0.0, "processes": processes}
-        old, new = (folder(tmp_path / f"{seed}{side}", 2 * seed + side, **how) for side in (0, 1))
-        words = verdicts(old, new)
-        assert len(words) == ROWS
-        alarms += any(word in ("faster", "slower") for word in words.values())
-    assert alarms <= 2  # at 5 % each, three of eight or more have a probability of 0.6 %
-
-
-@pytest.mark.parametrize("processes", [1, 6])
-@pytest.mark.parametrize("factor, word", [(1.05, "slower"), (1 / 1.05, "faster")])
-def test_a_planted_change_of_5_percent_is_found(tmp_path, processes, factor, word):
-    how = {"spread": 0.005, "between": 0.002 if processes > 1 else 0.0, "processes": processes}
-    old, new = folder(tmp_path / "a", 1, **how), folder(tmp_path / "b", 2, factor=factor, **how)
-    words = verdicts(old, new, margin=0.02)
-    assert words.pop(f"layer {SLOW}") == word
-    assert "faster" not in words.values()
-    assert "slower" not in words.values()
-
-
-def test_what_differs_between_processes_is_seen_by_several_alone(tmp_path):
-    one = verdicts(folder(tmp_path / "a", 1, processes=1, between=0.05), folder(tmp_path / "b", 2, 1, between=0.05))
-    several = verdicts(folder(tmp_path / "c", 3, between=0.05), folder(tmp_path / "d", 4, between=0.05))
-    assert sum(word in ("faster", "slower") for word in one.values()) > ROWS / 4
-    assert not {"faster", "slower"} & set(several.values())
-
-
-def test_too_few_samples_or_processes_are_said(tmp_path):
-    few = compare.changes(*(compare.read(run(tmp_path / f"{i}.json", i, samples=8)) for i in (1, 2)), margin=0.03)
-    assert {(change.verdict, change.reason) for change in few} == {
-        ("ambiguous", "8 samples, of 15 that 99.98 % take")
-    }  # fmt: skip
-    two = verdicts(folder(tmp_path / "a", 1, processes=2), folder(tmp_path / "b", 2))
-    assert set(two.values()) == {"ambiguous"}
-
-
-def test_the_interval_covers_the_median_as_often_as_it_says():
-    noise = np.random.default_rng(0)
-    for confidence in (0.9, 0.99):
-        missed = 0
-        for _ in range(2000):
-            low, high = compare._covering(np.exp(noise.standard_normal(15)), confidence)
-            missed += not low <= 1 <= high
-        assert missed / 2000 <= 1 - confidence + 0.01
-
-
-def test_rows_that_appear_and_vanish_are_listed(tmp_path):
-    old, new = run(tmp_path / "old.json", 1, rows=9), run(tmp_path / "new.json", 2, rows=8)
-    words = verdicts(old, new)
-    assert words["layer 8"] == "vanished"
-    assert verdicts(new, old)["layer 8"] == "appeared"
-
-
-def test_the_exit_status_is_what_was_asked_for(tmp_path, capsys):
-    old = run(tmp_path / "old.json", 1, spread=0.001)
-    new = run(tmp_path / "new.json", 2, spread=0.001, factor=1.2, commit="another")
-    assert main(["compare", str(old), str(new)]) == 0
-    assert main(["compare", str(old), str(new), "--fail-on", "slower"]) == 1
-    assert main(["compare", str(new), str(old), "--fail-on", "slower"]) == 0
-    assert main(["compare", str(old), str(old), "--fail-on", "ambiguous"]) == 0
-    said = capsys.readouterr().out
-    assert f"| slower | conv fprop Net layer {SLOW} float32 torch |" in said
-    assert "- commit: 6e1f659c0ffee → another" in said
-    assert "1 slower, 209 same" in said
-
-
-def test_all_pages_are_written_and_say_the_same(tmp_path):
-    old, new = run(tmp_path / "old.json", 1), run(tmp_path / "<b>.json", 2, factor=2.0)
-    assert main(["compare", str(old), str(new), "--output", str(tmp_path / "out")]) == 0
-
-    def no_constants(name):
+def strict(text):
+    def refuse(name):
         raise AssertionError(f"{name} is no JSON")
 
-    (one,) = json.loads((tmp_path / "out/compare.json").read_text(), parse_constant=no_constants)["comparisons"]
-    assert one["changes"][0]["verdict"] == "slower"
-    assert one["changes"][0]["row"][3] == f"layer {SLOW}"
-    page = (tmp_path / "out/compare.html").read_text()
-    assert page.count("<tr>") >= ROWS
-    assert "<b>.json" not in page
-    assert "&lt;b&gt;.json" in page
-    assert len((tmp_path / "out/compare.md").read_text().splitlines()) < 60
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A run, and one in which all became 1.2 times as slow at another commit."""
+    old = run(tmp_path / "old.json")
+    return str(old), str(run(tmp_path / "new.json", 2, factor=1.2, changes={"commit": "another"}))
+
+
+def test_the_exit_status_is_what_was_asked_for(pair, capsys):
+    old, new = pair
+    assert main(["compare", old, new]) == 0
+    said = capsys.readouterr().out
+    assert f"\n{LAYERS} slower\n" in said
+    assert "| slower | conv fprop Net layer 0 float32 torch |" in said
+    assert "- commit: 6e1f659c0ffee → another" in said
+    assert "3 intervals within one process" in said
+    assert main(["compare", old, new, "--fail-on", "slower"]) == 1
+    assert main(["compare", old, old, new, "--fail-on", "slower"]) == 1
+    assert main(["compare", new, old, "--fail-on", "slower"]) == 0
+    assert main(["compare", new, old, "--fail-on", "slower", "--fail-on", "faster"]) == 1
+    assert main(["compare", old, old, "--fail-on", "ambiguous"]) == 0
+
+
+def test_what_is_ambiguous_fails_when_that_is_asked(tmp_path):
+    old, new = (str(run(tmp_path / f"{seed}.json", seed, sizes=[3])) for seed in (1, 2))
+    assert main(["compare", old, new, "--fail-on", "slower"]) == 0
+    assert main(["compare", old, new, "--fail-on", "ambiguous"]) == 1
+
+
+def test_a_contender_that_is_slower_over_all_its_rows_together_fails_too(pair, monkeypatch, capsys):
+    def compared(old, new, **_):
+        together = Row("conv", "", "", "all layers and passes", "float32", "torch")
+        return Comparison(old, new, [], [Change(together, "slower", ratio=0.8, low=0.7, high=0.9)])
+
+    monkeypatch.setattr(compare, "compared", compared)
+    assert main(["compare", *pair, "--fail-on", "slower"]) == 1
+    assert (
+        "| slower | conv all layers and passes float32 torch | — | — | 0.80× | 0.70–0.90 |" in capsys.readouterr().out
+    )
+
+
+def test_all_files_are_written_and_say_the_same(tmp_path, pair):
+    out = tmp_path / "out"
+    strange = run(tmp_path / "<b>|.json", 2, factor=2.0)
+    assert main(["compare", pair[0], str(strange), pair[1], "--output", str(out)]) == 0
+    one, two = strict((out / "compare.json").read_text())["comparisons"]
+    assert (one["tally"]["slower"], two["tally"]["slower"]) == (LAYERS, LAYERS)
+    assert {change["row"]["layer"] for change in one["changes"]} == {"layer 0", "layer 1", "layer 2"}
+    assert one["changes"][0]["ratio"] == pytest.approx(0.5, rel=0.01)
+    assert one["changes"][0]["over"] == "samples"
+    page = (out / "compare.html").read_text()
+    assert page.count("▼ slower") == 2 * LAYERS
+    assert "<b>|.json" not in page
+    assert "&lt;b&gt;|.json" in page
+    summary = (out / "compare.md").read_text()
+    assert "&lt;b&gt;\\|.json" in summary
+    assert summary.count("| slower |") == 2 * LAYERS
+
+
+def test_over_processes_the_page_says_how_many_and_a_contender_has_a_line_for_all_its_rows(tmp_path, capsys):
+    old, new = (run(tmp_path / f"{seed}.json", seed, sizes=[5] * (4 + seed)) for seed in (1, 2))
+    assert main(["compare", str(old), str(new), "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "3 intervals over 5 and 6 processes." in said
+    assert "| same | conv all layers and passes float32 torch | — | — | 1.00× |" in said
+    assert "| same | 3 rows |" in said
+    assert "<td>5, 6</td>" in (tmp_path / "compare.html").read_text()
+
+
+def test_clocks_stand_beside_the_verdict(tmp_path, capsys):
+    old = run(tmp_path / "old.json", clocks_before={"sm_mhz": 1980.0})
+    new = run(tmp_path / "new.json", 2, factor=2.0, clocks_before={"sm_mhz": 990.0})
+    assert main(["compare", str(old), str(new), "--output", str(tmp_path)]) == 0
+    assert "| 1980 → 990 MHz | 1.00× |" in capsys.readouterr().out
+    assert "<td>1980 → 990 MHz</td><td>1.00×</td>" in (tmp_path / "compare.html").read_text()
+    (one,) = strict((tmp_path / "compare.json").read_text())["comparisons"]
+    assert one["changes"][0]["mhz"] == [1980.0, 990.0]
+    assert one["changes"][0]["cycles"] == pytest.approx(1, rel=0.01)
+
+
+def test_relative_times_are_against_the_named_baseline(tmp_path, capsys):
+    paths = []
+    for seed in (1, 2):
+        path = tmp_path / f"{seed}.json"
+        whole = document(seed, sizes=[5] * 6, factor=seed)  # everything twice as slow
+        for entry in entries(seed + 10, sizes=[5] * 6, factor=seed):
+            entry["extra_info"]["contender"] = "other"
+            whole["benchmarks"].append(entry)
+        paths.append(str(written(path, whole)))
+    assert main(["compare", *paths, "--fail-on", "slower"]) == 1
+    assert main(["compare", *paths, "--relative", "--fail-on", "slower"]) == 0
+    assert "Relative to torch (conv) in the same process." in capsys.readouterr().out
+    assert main(["compare", *paths, "--relative", "--baseline", "conv=other"]) == 0
+    assert "Relative to other (conv)" in capsys.readouterr().out
+    assert main(["compare", *paths, "--relative", "--baseline", "conv=nobody"]) == 2
+    assert "timed there: other, torch" in capsys.readouterr().err
 
 
 def test_other_machines_are_compared_when_asked_and_labelled(tmp_path, capsys):
-    old, new = run(tmp_path / "old.json", 1), run(tmp_path / "new.json", 2, gpu="NVIDIA H200")
+    old, new = run(tmp_path / "old.json"), run(tmp_path / "new.json", 2, changes={"gpu": "NVIDIA H200"})
     assert main(["compare", str(old), str(new)]) == 2
-    assert "accepted is the same, or --across-machines" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "new.json is of another machine (NVIDIA H200, Synthetic CPU @ 2.20GHz, 2) than" in said
+    assert "accepted is the same, or --across-machines" in said
     assert main(["compare", str(old), str(new), "--across-machines"]) == 0
     assert "**Different machines**" in capsys.readouterr().out
+    assert main(["compare", str(old), str(old), "--across-machines"]) == 0
+    assert "**Different machines**" not in capsys.readouterr().out
 
 
-def test_a_journal_beside_its_results_is_not_a_second_process(tmp_path):
-    run(tmp_path / "a" / "results.json", 1)
-    (tmp_path / "a" / "results.journal.jsonl").write_text("{}\n")
-    assert len(compare.read(tmp_path / "a").environments) == 1
+def test_a_long_summary_says_what_it_leaves_to_the_page(tmp_path, capsys):
+    entry = entries()[0]
+    many = [
+        {**entry, "extra_info": {**entry["extra_info"], "layer": f"layer {row}"}, "stats": {"data": [1e-3 * (1 + row)]}}
+        for row in range(90)
+    ]
+    path = written(tmp_path / "r.json", document() | {"benchmarks": many})
+    assert main(["compare", str(path), str(path)]) == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) < 60
+    assert "50 more lines: `--output DIR` writes them all." in said
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--rate", "0"], "accepted is a number of percent from 1e-6 to 100"),
+        (["--rate", "x"], "accepted is a number of percent"),
+        (["--margin", "-1"], "accepted is a number of percent"),
+        (["--fail-on", "slow"], "invalid choice: 'slow'"),
+        (["--baseline", "conv"], "accepted is SUITE=CONTENDER"),
+    ],
+)
+def test_wrong_arguments_are_named(pair, capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *pair, *arguments])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("make, said", [(lambda path: path.mkdir(), "without results"), (lambda path: None, "no such")])
@@ -147,10 +170,16 @@ def test_what_cannot_be_read_is_named(tmp_path, capsys, make, said):
     assert said in capsys.readouterr().err
 
 
-def test_what_lies_beside_results_in_a_folder_is_no_process(tmp_path):
-    old = run(tmp_path / "a" / "results.json", 1, spread=0.001).parent
-    row = {"kernel": "conv_fprop", "target": "cuda:90", "ok": True}
-    (old / "compile.json").write_text(json.dumps({"kind": "compile", "rows": [row]}))
-    assert main(["compare", str(old), str(old), "--output", str(old)]) == 0
-    assert len(compare.read(old).environments) == 1
-    assert set(verdicts(old, old, margin=0.03).values()) == {"same"}
+def test_what_cannot_be_written_is_named(tmp_path, pair, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["compare", *pair, "--output", str(tmp_path / "file")]) == 2
+    assert "--output" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_terminal_that_lacks_the_letters_gets_them_spelled_out(pair, monkeypatch):
+    seen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(seen, "latin-1"))
+    assert main(["compare", *pair]) == 0
+    sys.stdout.flush()
+    assert b"old.json \\u2192" in seen.getvalue()

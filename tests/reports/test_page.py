@@ -1,16 +1,20 @@
 """The files that come out: what they say, that they are safe to open, and always the same."""
 
 import ast
+import base64
 import csv
+import hashlib
+import html
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from reports import page, render
+from reports import page, render, rerun
 from reports.__main__ import main
 from tests.reports.reports_data import (
     SYNTHETIC_GPU,
@@ -169,10 +173,22 @@ def test_the_margin_and_the_baseline_can_be_chosen(tmp_path, small):
 
 
 def test_summary_holds_the_same_numbers(gpu):
-    text = (gpu / "summary.md").read_text()
+    text = (gpu / "full.md").read_text()
     for row in rows(gpu, "overall"):
         assert f"| {row['contender']} | {row['baseline']} | {row['faster']} | {row['same']} |" in text
         assert f"| {float(row['geomean']):.2f}× (" in text
+
+
+def test_the_summary_for_a_pull_request_is_short_and_names_the_losses(tmp_path):
+    text = (made(tmp_path, gpu_like_results(), gpu_like_results(), compile_table()) / "summary.md").read_text()
+    assert len(text.splitlines()) < 60
+    for expected in (
+        "Largest losses of the Triton kernels, 5 of",
+        "| triton |",
+        "more contenders: full.md",
+        SYNTHETIC_GPU,
+    ):
+        assert expected in text
 
 
 # --- tables -----------------------------------------------------------------------------------------------
@@ -223,15 +239,17 @@ def test_hostile_names_stay_text(tmp_path, name):
     }
     out = made(tmp_path, results, table)
     found = Page((out / "index.html").read_text())
-    assert not {"script", "img", "iframe", "link"} & set(found.tags)
+    assert found.tags.count("script") == 1
+    assert not {"img", "iframe", "link"} & set(found.tags)
     assert not [attribute for _, attribute, _ in found.attributes if attribute.startswith("on")]
     assert " ".join(name.split()) in found.text
     for file in (out / "figures").iterdir():
         tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(file).iter()}
         assert "script" not in tags
-    summary = (out / "summary.md").read_text()
-    assert "<script" not in summary
-    assert "<img" not in summary
+    for file in ("summary.md", "full.md"):
+        assert "<script" not in (out / file).read_text()
+        assert "<img" not in (out / file).read_text()
+    summary = (out / "full.md").read_text()
     lines = [line for line in summary.splitlines() if line.startswith("| conv")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines if "slower" not in line}) <= 2
 
@@ -240,7 +258,7 @@ def test_the_page_loads_nothing(cpu, gpu):
     for report in (cpu, gpu):
         text = (report / "index.html").read_text()
         found = Page(text)
-        assert not {"script", "link", "img", "iframe", "object"} & set(found.tags)
+        assert not {"link", "img", "iframe", "object"} & set(found.tags)
         for tag, attribute, value in found.attributes:
             if attribute in ("href", "src", "xlink:href", "srcset", "action"):
                 assert value.startswith("#"), f"<{tag} {attribute}={value}>"
@@ -248,6 +266,82 @@ def test_the_page_loads_nothing(cpu, gpu):
         assert not re.search(r"url\((?!#)", text)
         assert "http://" not in text
         assert "https://" not in text
+
+
+def test_the_page_runs_its_own_script_and_no_other(gpu):
+    text = (gpu / "index.html").read_text()
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL)
+    assert scripts == [render.SCRIPT]
+    (allowed,) = re.findall(r"script-src '(.*?)'", text)
+    assert allowed == "sha256-" + base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+
+
+def test_every_picture_has_a_title_and_says_what_it_shows(gpu):
+    text = (gpu / "index.html").read_text()
+    pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert pictures
+    for picture in pictures:
+        named = re.search(r'role="img" aria-labelledby="(\S+) (\S+)"', picture)
+        for part, name in zip(("title", "desc"), named.groups(), strict=True):
+            assert re.search(rf'<{part} id="{name}">[^<]+</{part}>', picture)
+    assert re.search(r"<desc[^>]*>measured · SYNTHETIC GPU[^<]*triton-prep \d\.\d\d×", text)
+
+
+# --- one row ----------------------------------------------------------------------------------------------
+
+
+def test_wins_and_losses_lead_to_their_rows(gpu):
+    found = Page((gpu / "index.html").read_text())
+    rows = {value for tag, name, value in found.attributes if (tag, name) == ("tr", "id")}
+    linked = [value[1:] for tag, name, value in found.attributes if (tag, name) == ("a", "href")]
+    assert len(rows) == len({tuple(row.values()) for row in places(gpu)})
+    assert rows <= set(linked)
+    assert sum(name in rows for name in linked) > len(rows), "the largest wins and losses are links too"
+
+
+def places(report):
+    names = ("suite", "pass", "net", "layer", "dtype")
+    return [{name: row[name] for name in names} for row in rows(report, "verdicts")]
+
+
+def test_each_row_says_how_it_is_run_again(gpu):
+    text = html.unescape((gpu / "index.html").read_text())
+    assert (
+        "python -m pytest --benchmark-only bench/test_conv.py --nets=DiracNet-34-2 '--layers=64x16x16-64 3x3' "
+        "--dtypes=float16 --contenders=cudnn,triton,cudnn-nchw,inductor,flag_gems,triton-gather,triton-tile "
+        "--batch=16 -k wgrad --benchmark-json=again.json"
+    ) in text
+
+
+@pytest.mark.parametrize("suite", ["conv; rm -rf", "../conv", "", "ä"])
+def test_no_command_for_a_suite_that_is_no_file(suite):
+    row = {"suite": suite, "pass": "fprop", "nets": {"N": 1}, "layer": "l", "dtype": "float16", "problem": None}
+    assert rerun.command(row | {"batch": 1.0, "published_batch": 1.0}, ["torch"]) == ""
+
+
+def test_a_command_quotes_what_a_shell_would_take_apart():
+    row = {"suite": "conv", "pass": "$(x)", "nets": {"a'b": 1}, "layer": "; ls", "dtype": "", "problem": {"K": 1}}
+    command = rerun.command(row | {"batch": float("nan"), "published_batch": float("nan")}, ["x y"])
+    assert shlex.split(command)[4:] == [
+        "bench/test_conv.py", "--nets=a'b", "--layers=; ls", "--contenders=x y", "--benchmark-json=again.json",
+    ]  # fmt: skip
+
+
+def test_whole_nets_are_sums_of_what_both_have(tmp_path):
+    entries = [
+        benchmark("conv", "fprop", "Net", layer, "float16", name, [seconds] * 7, count=count, nets={"Net": count})
+        for layer, count, times in (("a", 3, (1.0, 0.5)), ("b", 2, (10.0, 8.0)), ("c", 1, (100.0, None)))
+        for name, seconds in zip(("cudnn", "triton"), times, strict=True)
+        if seconds
+    ]
+    out = made(tmp_path, {"benchmarks": entries})
+    found = {row["contender"]: row for row in rows(out, "totals")}
+    assert [float(found["triton"][name]) for name in ("seconds", "baseline_seconds", "layers", "places")] == [
+        17.5, 23.0, 2, 3,
+    ]  # fmt: skip
+    assert float(found["triton"]["ratio"]) == pytest.approx(23 / 17.5)
+    assert float(found["cudnn"]["seconds"]) == 123
+    assert "2 of 3 layers" in Page((out / "index.html").read_text()).text
 
 
 def test_ids_are_unique_and_links_lead_somewhere(cpu):
@@ -284,7 +378,9 @@ def test_by_default_the_report_stands_beside_the_first_file(tmp_path, small):
     file = tmp_path / "results.json"
     file.write_text(json.dumps(small))
     assert main([str(file)]) == 0
-    assert {"index.html", "summary.md", "tables", "figures", "results.json"} == {f.name for f in tmp_path.iterdir()}
+    assert {"index.html", "summary.md", "full.md", "tables", "figures", "results.json"} == {
+        f.name for f in tmp_path.iterdir()
+    }
 
 
 @pytest.mark.parametrize("suffix, magic", [("svg", b"<?xml"), ("png", b"\x89PNG")])
@@ -317,7 +413,7 @@ def test_a_table_that_was_cut_off_says_so(tmp_path):
     whole = made(tmp_path / "whole", table | {"planned": len(table["rows"])})
     cut = made(tmp_path / "cut", table | {"planned": len(table["rows"]) + 30})
     warning = "The run was stopped before its end: 30 kernels are missing."
-    for name in ("index.html", "summary.md"):
+    for name in ("index.html", "summary.md", "full.md"):
         assert warning in (cut / name).read_text()
         assert "stopped before its end" not in (whole / name).read_text()
 

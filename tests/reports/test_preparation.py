@@ -125,7 +125,7 @@ def test_the_headline_says_both(report):
 
 def test_page_and_summary_show_them(report):
     files = render(report)
-    html, summary = files["index.html"], files["summary.md"]
+    html, summary = files["index.html"], files["full.md"]
     for text in (
         'id="preparation"',
         "<b>48</b><small>",
