@@ -2,20 +2,18 @@
 
 import ast
 import base64
-import csv
 import hashlib
 import html
 import json
 import re
-import shlex
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from reports import page, render, rerun
+from reports import page, render
 from reports.__main__ import main
+from tests.reports.made import Page, made, rows
 from tests.reports.reports_data import (
     SYNTHETIC_GPU,
     benchmark,
@@ -25,50 +23,6 @@ from tests.reports.reports_data import (
     gpu_like_results,
     loop_table,
 )
-
-VOID = {"meta", "br", "img", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Collects tags, attributes, ids and text; fails on tags that do not nest."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.texts = [], [], [], []
-        self.feed(text)
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, *attribute) for attribute in attributes]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes something else"
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
-
-
-def made(directory, *contents, options=()):
-    """The report on these contents, by the command line."""
-    directory.mkdir(exist_ok=True)
-    files = [directory / f"input{number}.json" for number in range(len(contents))]
-    for file, content in zip(files, contents, strict=True):
-        file.write_text(json.dumps(content))
-    output = directory / "out"
-    assert main([*map(str, files), "--output", str(output), *options]) == 0
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +41,6 @@ def small():
     times = {"cudnn": 1.0, "triton": 0.8}
     benchmarks = [benchmark(*place, name, [t] * 7) for place in places for name, t in times.items()]
     return {"benchmarks": benchmarks, "accuracy": [check(*place, "triton") for place in places]}
-
-
-def rows(report, name):
-    with (report / "tables" / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # --- what it says -----------------------------------------------------------------------------------------
@@ -313,20 +262,6 @@ def test_each_row_says_how_it_is_run_again(gpu):
     ) in text
 
 
-@pytest.mark.parametrize("suite", ["conv; rm -rf", "../conv", "", "ä"])
-def test_no_command_for_a_suite_that_is_no_file(suite):
-    row = {"suite": suite, "pass": "fprop", "nets": {"N": 1}, "layer": "l", "dtype": "float16", "problem": None}
-    assert rerun.command(row | {"batch": 1.0, "published_batch": 1.0}, ["torch"]) == ""
-
-
-def test_a_command_quotes_what_a_shell_would_take_apart():
-    row = {"suite": "conv", "pass": "$(x)", "nets": {"a'b": 1}, "layer": "; ls", "dtype": "", "problem": {"K": 1}}
-    command = rerun.command(row | {"batch": float("nan"), "published_batch": float("nan")}, ["x y"])
-    assert shlex.split(command)[4:] == [
-        "bench/test_conv.py", "--nets=a'b", "--layers=; ls", "--contenders=x y", "--benchmark-json=again.json",
-    ]  # fmt: skip
-
-
 def test_whole_nets_are_sums_of_what_both_have(tmp_path):
     entries = [
         benchmark("conv", "fprop", "Net", layer, "float16", name, [seconds] * 7, count=count, nets={"Net": count})
@@ -424,41 +359,6 @@ def test_reports_knows_nothing_of_what_it_reports_on():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.partition(".")[0] for name in names} & {"bench", "triton_dirac", "torch"}, file.name
-
-
-@pytest.mark.parametrize(
-    "value, expected",
-    [
-        (1.5, "1.50 s"),
-        (0.0123, "12.3 ms"),
-        (9.996e-4, "1.00 ms"),
-        (1e-6, "1.00 µs"),
-        (2e-12, "0.00 ns"),
-        (float("nan"), "—"),
-    ],
-)
-def test_times_read_well(value, expected):
-    assert render.time(value) == expected
-
-
-def test_intervals_read_well():
-    assert render.span(1.181, 1.184) == "1.181–1.184"
-    assert render.span(0.98, 1.02) == "0.98–1.02"
-    assert render.span(9.8e-4, 1.2e-3, "time") == "0.98–1.20 ms"
-    assert render.span(float("nan"), float("nan")) == ""
-
-
-@pytest.mark.parametrize(
-    "nets, expected",
-    [
-        ({"A": 8}, "8 times in the net"),
-        ({"A": 4.0, "B": 6.0}, "4 and 6 times in the nets"),
-        ({"A": 1, "B": 1}, ""),
-        ({"": 1}, ""),
-    ],
-)
-def test_how_often_a_layer_occurs_reads_well(nets, expected):
-    assert page.occurs(nets) == expected
 
 
 def test_the_means_of_nets_that_share_layers_stand_net_by_net(tmp_path):
