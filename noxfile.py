@@ -163,7 +163,7 @@ def alike(session: nox.Session) -> None:
     out = Path(given[given.index("--out") + 1]) if "--out" in given[:-1] else LATEST / "alike"
     measured = (python, "-m", "bench.alike", "--out", str(out), *given)
     session.run(*measured, env={"OMP_NUM_THREADS": "1"}, external=True)
-    compare = (python, "-m", "reports", "compare", str(out / "a"))
+    compare = (python, "-m", "reports", "compare", "--margin", "0", str(out / "a"))  # the strictest: any change counts
     alarms = ("--fail-on", "slower", "--fail-on", "faster")
     runs = {
         "a run differs from itself": (*compare, str(out / "b"), *alarms, "--output", str(out / "b")),

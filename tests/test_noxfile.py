@@ -110,9 +110,10 @@ def test_a_run_is_compared_with_itself_and_with_what_was_planted(lab):
     measured, *compared = session.commands
     out = lab.LATEST / "alike"
     assert measured[1:] == ("-m", "bench.alike", "--out", str(out), "--processes", "6")
-    assert [command[4:6] for command in compared] == [
+    assert [command[6:8] for command in compared] == [
         (str(out / "a"), str(out / name)) for name in ("b", "b", "planted")
     ]
+    assert {command[3:6] for command in compared} == {("compare", "--margin", "0")}
     assert ["--relative" in command for command in compared] == [False, True, True]
 
 
