@@ -55,14 +55,15 @@ def test_unknown_names_are_refused_with_what_there_is(option, known):
     config = SimpleNamespace(
         stash={},
         pluginmanager=SimpleNamespace(hasplugin=lambda name: True),
-        getoption={"nets": None, "layers": None, "contenders": None, option: f"{known},other"}.get,
+        getoption={"nets": None, "layers": None, "contenders": None, option: f"{known},other", "processes": 1}.get,
     )
     with pytest.raises(pytest.UsageError, match=f"--{option}: nothing is named 'other'; choose from .*{known}"):
         lab_of(config)
 
 
 def config_with(path) -> SimpleNamespace:
-    options = {"nets": None, "layers": None, "contenders": None, "dtypes": None, "batch": None, "benchmark_json": path}
+    options = {"nets": None, "layers": None, "contenders": None, "dtypes": None, "batch": None, "processes": 1}
+    options |= {"benchmark_json": path}
     plugins = SimpleNamespace(hasplugin=lambda name: True)
     called = SimpleNamespace(args=("--benchmark-only",))
     return SimpleNamespace(stash={}, pluginmanager=plugins, getoption=options.get, invocation_params=called)

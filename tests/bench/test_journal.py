@@ -147,11 +147,11 @@ def test_killed_again_and_again_a_run_comes_to_its_end_and_measures_no_row_twice
         passed = 0
         for line in process.stdout:
             passed += "PASSED" in line
-            if passed == len(kept) + 3:
+            if passed == len(kept) + 2:  # early: on a loaded machine it runs on until this process has its turn
                 process.send_signal(ending)
                 break
         process.communicate()
-        assert passed >= len(kept) + 3, "ended before it could be killed"
+        assert passed >= len(kept) + 2, "ended before it could be killed"
         found = [entry["name"] for entry in reading.document(journal.read_text())["benchmarks"]]
         assert found[: len(kept)] == kept
         assert len(found) >= passed
