@@ -139,7 +139,7 @@ def dirac_weights(
             _ways.keep(key, tensors, known)
     if known.kind == "one launch":
         channels_last = None if memory_format is None else memory_format == torch.channels_last
-        net = prep_op.Net(eps, identity, dtype, channels_last, tuple(known.groups))
+        net = prep_op.NetSettings(eps, identity, dtype, channels_last, tuple(known.groups))
         return list(prep_op.weight_preps(layers, net, *trained_and_frozen(layers)))
     if known.kind == "cpu":
         return _by_cpu_kernels(layers, known, eps, identity)
@@ -158,7 +158,7 @@ class _Way(NamedTuple):
     dtypes: list[torch.dtype]
     layouts: list[torch.memory_format]
     groups: list[int]
-    net: cpu_prep.Net | None
+    net: cpu_prep.NetLayout | None
 
 
 _ways: Remembered[_Way] = Remembered()

@@ -14,12 +14,10 @@ from triton_dirac.functional import HAS_TRITON, dirac_weights, use_triton, uses_
 from triton_dirac.modules import Prepared, _DiracConv, state_of
 from triton_dirac.runtime.remembered import Remembered
 from triton_dirac.runtime.tracing import PLAIN, autocast_dtype, is_observed, is_plain
-from triton_dirac.weight_prep.net_node import trained_and_frozen
+from triton_dirac.weight_prep.net_node import LayerTensors, trained_and_frozen
 
 if HAS_TRITON:
-    from triton_dirac.weight_prep.op import Net, weight_preps
-
-Parameters = tuple[Tensor, Tensor, Tensor]  # weight, alpha, beta
+    from triton_dirac.weight_prep.op import NetSettings, weight_preps
 
 
 @contextmanager
@@ -90,12 +88,12 @@ class _Batch(NamedTuple):
     on_triton: bool
     split: bool
     dtype: torch.dtype
-    net: Net | None  # how, if on Triton
+    net: NetSettings | None  # how, if on Triton
     trained: list[int]  # indices among ``layers``
     frozen: list[int]
     groups: list[int]
 
-    def prepare(self, layers: Sequence[Parameters], plain: bool) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    def prepare(self, layers: Sequence[LayerTensors], plain: bool) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
         """(filters, the identity term's alpha where that is not in them); ``plain``: nobody looks on."""
         alphas = [alpha if self.split else None for _, alpha, _ in layers]
         if self.on_triton and plain:
@@ -128,7 +126,7 @@ def _prepare(layers: Sequence[_DiracConv]) -> None:
             vars(layers[i])["prepared"] = Prepared(filters, alpha, state_of(three))
 
 
-def _batches(layers: Sequence[_DiracConv], parameters: Sequence[Parameters]) -> list[_Batch]:
+def _batches(layers: Sequence[_DiracConv], parameters: Sequence[LayerTensors]) -> list[_Batch]:
     """As a rule, one."""
     batches = defaultdict(list)
     for i, (layer, three) in enumerate(zip(layers, parameters, strict=True)):
@@ -147,12 +145,12 @@ def _batches(layers: Sequence[_DiracConv], parameters: Sequence[Parameters]) -> 
 
 def _batch(
     layers: list[int],
-    parameters: Sequence[Parameters],
+    parameters: Sequence[LayerTensors],
     groups: list[int],
     _: object,
     on_triton: bool,
     split: bool,
     dtype: torch.dtype,
 ) -> _Batch:
-    net = Net(1e-12, not split, dtype, True, tuple(groups), alpha_apart=split) if on_triton else None
+    net = NetSettings(1e-12, not split, dtype, True, tuple(groups), alpha_apart=split) if on_triton else None
     return _Batch(layers, on_triton, split, dtype, net, *trained_and_frozen(parameters), groups)

@@ -21,13 +21,13 @@ from torch import Tensor
 from triton_dirac.identity_term import identity_rows
 from triton_dirac.runtime.tracing import is_plain
 from triton_dirac.weight_prep import torch_backend
-from triton_dirac.weight_prep.net_node import Kept, Layer, layers_of, prepare_trained_apart, trained_and_frozen
+from triton_dirac.weight_prep.net_node import Kept, LayerTensors, layers_of, prepare_trained_apart, trained_and_frozen
 
 # Norms between which no square underflows or overflows and, in the backward, no <G, W> / n^3 does.
 SMALLEST, LARGEST = 1e-12, 1e12
 
 
-class Net(NamedTuple):
+class NetLayout(NamedTuple):
     """What does not change from one preparation of the same layers to the next."""
 
     layouts: list[_Layout]
@@ -35,7 +35,7 @@ class Net(NamedTuple):
     frozen: list[int]
 
 
-def net_of(layers: Sequence[Layer], groups: Sequence[int]) -> Net | None:
+def net_of(layers: Sequence[LayerTensors], groups: Sequence[int]) -> NetLayout | None:
     """None unless all weights are float32 filter banks on a CPU, and this is eager code on ordinary tensors."""
     for weight, alpha, beta in layers:
         if weight.dtype is not torch.float32 or not weight.is_cpu or not weight.numel():
@@ -43,13 +43,13 @@ def net_of(layers: Sequence[Layer], groups: Sequence[int]) -> Net | None:
         if not is_plain(weight, alpha, beta):
             return None
     layouts = [_layout(layer[0].shape, layer[0].stride(), group) for layer, group in zip(layers, groups, strict=True)]
-    return Net(layouts, *trained_and_frozen(layers))
+    return NetLayout(layouts, *trained_and_frozen(layers))
 
 
-def dirac_weights(layers: Sequence[Layer], net: Net, *, eps: float, identity: bool) -> list[Tensor]:
+def dirac_weights(layers: Sequence[LayerTensors], net: NetLayout, *, eps: float, identity: bool) -> list[Tensor]:
     """What of each layer, float32, in its weight's layout. One node of the graph, since each costs 20 us."""
 
-    def prepare(some: Sequence[Layer], layouts: Sequence[_Layout], trained: bool) -> Sequence[Tensor]:
+    def prepare(some: Sequence[LayerTensors], layouts: Sequence[_Layout], trained: bool) -> Sequence[Tensor]:
         if not trained:
             return _forward(some, layouts, eps, identity)[0]
         return _DiracWeights.apply(layouts, eps, identity, *[tensor for layer in some for tensor in layer])
@@ -104,7 +104,7 @@ class _DiracWeights(torch.autograd.Function):
 
 
 def _forward(
-    layers: Sequence[Layer], layouts: Sequence[_Layout], eps: float, identity: bool
+    layers: Sequence[LayerTensors], layouts: Sequence[_Layout], eps: float, identity: bool
 ) -> tuple[list[Tensor], list[Tensor], set[int]]:
     """(What of each, dense; norms (K, 1, ..., 1); which layers the kernels do not do right)"""
     outputs, norms = [], []

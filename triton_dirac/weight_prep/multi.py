@@ -26,6 +26,7 @@ from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.plan import Plan
 from triton_dirac.weight_prep.address_tables import DescriptorTables
 from triton_dirac.weight_prep.layers import LayerSpec, LayersPlan
+from triton_dirac.weight_prep.net_node import LayerTensors
 from triton_dirac.weight_prep.rows import backward_rows, prepare_rows
 from triton_dirac.weight_prep.single import OPTIONS, dense, is_channels_last, shared_sum
 
@@ -34,8 +35,6 @@ WORDS = tl.constexpr(8)
 WEIGHT, ALPHA, BETA, OTHER, NORM, DBETA = map(tl.constexpr, range(6))  # OTHER: the output, or backward its gradient
 ALIGNED, ALPHA_STEP, BETA_STEP, WEIGHT_LAST, OTHER_LAST = map(tl.constexpr, range(6, 11))
 ALIGN, ROWS, BLOCK, LOOP = map(tl.constexpr, range(11, 15))
-
-Layer = tuple[Tensor, Tensor, Tensor]
 
 
 @triton.jit
@@ -136,7 +135,7 @@ _SHARED_TABLES = DescriptorTables()
 
 def _prepared(
     steps: Plan,
-    layers: list[Layer],
+    layers: list[LayerTensors],
     others: Sequence[tuple[torch.dtype, bool]],
     grads: Sequence[Tensor] | None,
     groups: int | Sequence[int],
@@ -167,7 +166,7 @@ def _prepared(
 
 
 def plan_weight_prep_multi(
-    layers: Sequence[Layer],
+    layers: Sequence[LayerTensors],
     *,
     eps: float = 1e-12,
     identity: bool = True,
@@ -195,7 +194,7 @@ def plan_weight_prep_multi(
 
 def plan_weight_prep_multi_backward(
     grads: Sequence[Tensor],
-    layers: Sequence[Layer],
+    layers: Sequence[LayerTensors],
     norms: Tensor,
     *,
     eps: float = 1e-12,
@@ -220,7 +219,7 @@ def plan_weight_prep_multi_backward(
 
 
 def weight_prep_multi(
-    layers: Sequence[Layer],
+    layers: Sequence[LayerTensors],
     *,
     eps: float = 1e-12,
     identity: bool = True,
@@ -249,7 +248,7 @@ def weight_prep_multi(
 
 def weight_prep_multi_backward(
     grads: Sequence[Tensor],
-    layers: Sequence[Layer],
+    layers: Sequence[LayerTensors],
     norms: Tensor,
     *,
     eps: float = 1e-12,
@@ -281,7 +280,7 @@ def _as_it_is_read(grad: Tensor) -> Tensor:
     return dense(grad.resolve_neg())  # a kernel reads what is in memory
 
 
-def _dense_layer(layer: Layer, steps: Plan) -> Layer:
+def _dense_layer(layer: LayerTensors, steps: Plan) -> LayerTensors:
     weight, alpha, beta = layer
     return steps.do(dense, weight), steps.do(Tensor.contiguous, alpha), steps.do(Tensor.contiguous, beta)
 

@@ -8,27 +8,27 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-Layer = tuple[Tensor, Tensor, Tensor]  # weight, alpha, beta
+LayerTensors = tuple[Tensor, Tensor, Tensor]  # weight, alpha, beta
 Other = TypeVar("Other")  # what goes with a layer: its groups, its layout
 
 
-def layers_of(tensors: Sequence[Tensor]) -> list[Layer]:
+def layers_of(tensors: Sequence[Tensor]) -> list[LayerTensors]:
     """Layers from their tensors in a row, as an autograd.Function takes them."""
     return list(zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True))
 
 
-def trained_and_frozen(layers: Sequence[Layer]) -> tuple[list[int], list[int]]:
+def trained_and_frozen(layers: Sequence[LayerTensors]) -> tuple[list[int], list[int]]:
     """Indices of the layers of which something asks for a gradient, and of the others."""
     trained = [any(tensor.requires_grad for tensor in layer) for layer in layers]
     return [i for i, wants in enumerate(trained) if wants], [i for i, wants in enumerate(trained) if not wants]
 
 
 def prepare_trained_apart(
-    layers: Sequence[Layer],
+    layers: Sequence[LayerTensors],
     others: Sequence[Other],
     trained: list[int],
     frozen: list[int],
-    prepare: Callable[[Sequence[Layer], Sequence[Other], bool], Sequence[Tensor]],
+    prepare: Callable[[Sequence[LayerTensors], Sequence[Other], bool], Sequence[Tensor]],
 ) -> Sequence[Tensor]:
     """The filters of all layers by ``prepare(layers, their others, whether they are trained)``, in two calls at most.
 

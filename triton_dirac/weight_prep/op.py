@@ -16,7 +16,7 @@ from triton_dirac.runtime.tracing import is_plain
 from triton_dirac.weight_prep import single as kernels
 from triton_dirac.weight_prep import torch_backend
 from triton_dirac.weight_prep.multi import weight_prep_multi, weight_prep_multi_backward
-from triton_dirac.weight_prep.net_node import Kept, Layer, layers_of, prepare_trained_apart
+from triton_dirac.weight_prep.net_node import Kept, LayerTensors, layers_of, prepare_trained_apart
 
 
 def plan_prep(steps: Plan, weight, alpha, beta, eps, identity, dtype, channels_last, groups) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ def weight_prep(weight, alpha, beta, eps, identity, dtype, channels_last, groups
     return _WeightPrep.apply(*arguments)[0]
 
 
-class Net(NamedTuple):
+class NetSettings(NamedTuple):
     """How all layers of a network are prepared. ``alpha_apart``: whether the identity's term, which is not in the
     filters then, is added by someone who leaves alpha's gradient to this (it is in that of the filters)."""
 
@@ -160,7 +160,7 @@ class _WeightPreps(torch.autograd.Function):
             return None, *_preps_backward((ctx.norms, *grads, *tensors), (ctx.dtypes, present, net))
         identity = net.identity or net.alpha_apart
 
-        def alone(grad: Tensor, layer: Layer, groups: int) -> Sequence[Tensor]:
+        def alone(grad: Tensor, layer: LayerTensors, groups: int) -> Sequence[Tensor]:
             if torch.is_grad_enabled():  # gradients of gradients: in operations that torch differentiates
                 return backward_twin(grad, *layer, None, net.eps, identity, groups)
             norm = torch_backend.row_norms(layer[0])
@@ -181,10 +181,12 @@ def may_batch(layers: Sequence[tuple[Tensor, ...]]) -> bool:
     return is_plain(*(tensor for layer in layers for tensor in layer))
 
 
-def weight_preps(layers: Sequence[Layer], net: Net, trained: list[int], frozen: list[int]) -> Sequence[Tensor]:
+def weight_preps(
+    layers: Sequence[LayerTensors], net: NetSettings, trained: list[int], frozen: list[int]
+) -> Sequence[Tensor]:
     """Prepared weights of all layers, of which some are ``trained``, the others ``frozen`` (indices)."""
 
-    def prepare(some: Sequence[Layer], their: Sequence[int], trained: bool) -> Sequence[Tensor]:
+    def prepare(some: Sequence[LayerTensors], their: Sequence[int], trained: bool) -> Sequence[Tensor]:
         tensors = [tensor for layer in some for tensor in layer]
         own = net if their is net.groups else net._replace(groups=tuple(their))
         if trained:
