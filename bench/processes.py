@@ -141,7 +141,8 @@ def _put_together(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         states = [known[name] for known in infos if known.get(name)]
         if states:
             info[name] = {key: _mean([state.get(key) for state in states]) for key in states[0]}
-    info["host_us"] = _mean([known.get("host_us") for known in infos])
+    for name in ("host_us", "first_call_seconds"):
+        info[name] = _mean([known.get(name) for known in infos])
     info["peak_bytes"] = max((known["peak_bytes"] for known in infos if known.get("peak_bytes")), default=None)
     info["calls_per_sample"] = [known.get("calls_per_sample") for known in infos]
     if any("times_as_fast_as_cudnn" in known for known in infos):

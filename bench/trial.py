@@ -6,6 +6,7 @@ alone: its entry in ``not_run`` says what it raised, and the others are measured
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -77,7 +78,10 @@ class Trial:
     # --- right or wrong ---------------------------------------------------------------------------------
 
     def _check(self, able: Sequence[Contender]) -> dict[str, Call]:
-        """The calls of those that are right."""
+        """The calls of those that are right.
+
+        Their first call is timed, building included: compiling, tuning and planning, as far as no row before has.
+        """
         calls: dict[str, Call] = {}
         if not able:
             return calls
@@ -91,8 +95,13 @@ class Trial:
             return calls
         for contender in able:
             try:
+                start = time.perf_counter()
                 call = contender.build(work)
-                errors = checker.errors(call())
+                results = call()
+                if self.machine.on_gpu:
+                    torch.cuda.synchronize(self.machine.device)
+                self._info[contender.name] = {"first_call_seconds": digits(time.perf_counter() - start, 4)}
+                errors = checker.errors(results)
                 self._keep(contender, errors, "gpu" if self.machine.on_gpu else "cpu", self.row.subject.sizes)
                 if reason := failures(errors):
                     self._leave_out(contender, reason)
@@ -140,7 +149,7 @@ class Trial:
             if isinstance(again.outcome, Exception):
                 self.machine.require_device(name, again.outcome)
             self._keep(by_name[name], again.errors, "gpu", self.row.subject.sizes)
-            self._info[name] = {"times_as_fast_as_cudnn": again.ratios}
+            self._info[name]["times_as_fast_as_cudnn"] = again.ratios
             found[name] = again.outcome
         return found
 

@@ -41,7 +41,7 @@ BENCHMARK_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
     "device": TEXT, "clock": TEXT, "label": TEXT, "count": WHOLE, "nets": OTHER,
     "published_batch": WHOLE, "flops": NUMBER, "bytes": NUMBER, "host_us": NUMBER, "peak_bytes": NUMBER,
-    "mhz": NUMBER, "problem": PROBLEM, "samples": OTHER, "processes": OTHER,
+    "first_call_seconds": NUMBER, "mhz": NUMBER, "problem": PROBLEM, "samples": OTHER, "processes": OTHER,
 }  # fmt: skip
 ACCURACY_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,

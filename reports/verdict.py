@@ -110,7 +110,7 @@ def compare(
         sound = [entry for entry in group if (*place, entry["contender"]) not in failed]
         samples = next((entry["processes"] for entry in sound if entry["contender"] == baseline), None)
         environment = results.runs[int(key[0])]["environment"]
-        blank = {**group[0], "processes": [], "host_us": np.nan, "peak_bytes": np.nan}
+        blank = {**group[0], "processes": [], **dict.fromkeys(("host_us", "peak_bytes", "first_call_seconds"), np.nan)}
         rows += [_row(entry, baseline, samples, margin, environment) for entry in sound]
         for name in wrong.get(place, ()):
             rows.append(_row({**blank, "contender": name}, baseline, None, margin, environment))

@@ -112,3 +112,8 @@ def test_a_broken_line_of_a_journal_is_named(tmp_path):
 def test_peak_memory_stands_with_the_rates():
     assert ceilings.rates({"flop_per_s": 2e9, "peak_bytes": 1.5e9}) == "2 GFLOP/s · peak 1.5 GB"
     assert ceilings.rates({"peak_bytes": float("nan")}) == ""
+
+
+@pytest.mark.parametrize("seconds, said", [(2.13, "first call 2.1 s"), (0.01, ""), (float("nan"), "")])
+def test_a_first_call_that_takes_a_while_stands_with_the_rates(seconds, said):
+    assert ceilings.rates({"first_call_seconds": seconds}) == said
