@@ -54,8 +54,9 @@ def lab(session: nox.Session) -> str:
     pip = (python, "-m", "pip", "--disable-pip-version-check", "install")
     install_torch(session, pip)
     groups = nox.project.dependency_groups(PROJECT, "test", "lint")
-    triton = [f"triton=={TRITON}"] if sys.platform == "linux" else []  # published for Linux only
-    session.run(*pip, *triton, "-e", ".[bench]", *groups, env=INTO_LAB, external=True)
+    # torch again, or timm has pip fetch a newer one, of gigabytes, before it settles; Triton is for Linux only.
+    pair = [f"torch=={TORCH}", *([f"triton=={TRITON}"] if sys.platform == "linux" else [])]
+    session.run(*pip, *pair, "-e", ".[bench]", *groups, env=INTO_LAB, external=True)
     stamp.write_text(wanted)
     return python
 
