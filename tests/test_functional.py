@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import triton_dirac as td
 from tests.placement import DEVICE
-from tests.tolerance import assert_as_good_as_torch
+from tests.tolerance import ABSOLUTE, assert_as_good_as_torch
 from triton_dirac import reference
 from triton_dirac.conv.epilogue import ACTIVATIONS
 from triton_dirac.identity_term import diagonal
@@ -224,7 +224,8 @@ def test_autocast_of_an_activation(activation, backend):
     assert [result.dtype for result in results] == [torch.bfloat16, *[torch.float32] * 3]
     expected, in_dtype = run(reference.conv2d, torch.float64), run(reference.conv2d, torch.bfloat16)
     for name, mine, theirs, rounded in zip("yxwb", results, expected, in_dtype, strict=True):
-        assert_as_good_as_torch(name, mine.detach(), theirs.detach(), rounded.detach())
+        atol = ABSOLUTE[torch.bfloat16] * theirs.abs().max().item()  # gradients in float32 are of a pass in bfloat16
+        assert_as_good_as_torch(name, mine.detach(), theirs.detach(), rounded.detach(), atol)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
