@@ -132,7 +132,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     if "lab" in getattr(item, "fixturenames", ()):
-        item.add_marker(pytest.mark.benchmark(timer=REPLAY))
+        # In front: of several marks pytest-benchmark reads the first alone.
+        item.add_marker(pytest.mark.benchmark(timer=REPLAY), append=False)
 
 
 @pytest.hookimpl(trylast=True)

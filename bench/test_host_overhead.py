@@ -92,7 +92,6 @@ PLACES = [
 ]
 
 
-@pytest.mark.benchmark(group=SUITE)
 @pytest.mark.parametrize("net, direction, contender", PLACES)
 def test_host_overhead(benchmark, lab, net, direction, contender):
     selection = lab.selection
@@ -105,4 +104,5 @@ def test_host_overhead(benchmark, lab, net, direction, contender):
     measure = partial(measured, subject, direction, contenders, lab.device)
     key = key_of(subject, direction)
     row = lab.once(key, contenders, lambda: entries(subject, direction, measure(), lab.device.type))
+    benchmark.group = " ".join(key)
     lab.give(benchmark, row, contender)

@@ -54,14 +54,20 @@ class Replay:
     def __call__(self) -> float:
         return next(self._readings)
 
+    def is_read(self) -> bool:
+        return next(self._readings, None) is None
+
 
 REPLAY = Replay()
 
 
 def record(benchmark: Any, seconds: list[float]) -> None:
-    """Hand samples to a ``benchmark`` fixture whose timer is REPLAY."""
+    """Hand samples to a ``benchmark`` fixture whose timer is REPLAY; with another timer it would keep that one's time
+    of a call that does nothing, which is an error."""
     REPLAY.load(seconds)
     benchmark.pedantic(lambda: None, rounds=len(seconds))
+    if not REPLAY.is_read():
+        raise RuntimeError("pytest-benchmark kept other times than the samples: the timer of this test is not REPLAY")
 
 
 def rounds_for(budget: float, one_round: float, least: int, most: int) -> int:

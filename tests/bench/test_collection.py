@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.conftest import lab_of
+from bench.conftest import lab_of, pytest_itemcollected
 from bench.results import compact
+from bench.timing import REPLAY
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -94,6 +95,14 @@ def test_benchmark_only_runs_the_suites_and_not_the_tests_also_of_a_net_without_
     tests = [line for line in result.stdout.splitlines() if "::" in line]
     assert {line.split("/")[0] for line in tests} == {"bench"}
     assert {line.split("::")[0] for line in tests if "RepVGG-A0" in line} == {"bench/test_conv.py"}
+
+
+@pytest.mark.benchmark(group="own")
+def test_the_clock_of_the_suites_stands_before_a_mark_of_the_test_s_own(request):
+    """pytest-benchmark reads the first mark alone; with its own clock it would keep the time of a call of nothing."""
+    request.node.fixturenames.append("lab")
+    pytest_itemcollected(request.node)
+    assert request.node.get_closest_marker("benchmark").kwargs == {"timer": REPLAY}
 
 
 def test_options_that_select_nothing_together_are_an_error():

@@ -11,18 +11,7 @@ from bench.lab import Lab
 from bench.options import Selection
 from bench.suite import Contender, Row
 from bench.timing import Samples
-from tests.bench.doubling import LAYER, NAMES, PROBLEM, SUITE, WHERE, breaks_in_lacks, built, doubling
-
-
-class Benchmark:
-    """The part of pytest-benchmark's fixture that is used."""
-
-    def __init__(self, enabled=True):
-        self.enabled, self.group, self.extra_info, self.rounds = enabled, None, {}, None
-
-    def pedantic(self, target, rounds=1):
-        target()
-        self.rounds = rounds
+from tests.bench.doubling import LAYER, NAMES, PROBLEM, SUITE, WHERE, Benchmark, breaks_in_lacks, built, doubling
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
@@ -135,6 +136,12 @@ def test_record_makes_pytest_benchmark_keep_exactly_the_samples():
     fixture = Fixture()
     record(fixture, [3e-6, 2e-3])
     assert fixture.data == [3e-6, 2e-3]
+
+
+def test_record_tells_of_a_fixture_with_a_clock_of_its_own():
+    own = SimpleNamespace(pedantic=lambda target, rounds: target())
+    with pytest.raises(RuntimeError, match="kept other times than the samples"):
+        record(own, [3e-6, 2e-3])
 
 
 def test_a_call_of_many_launches_fits_into_the_queue():

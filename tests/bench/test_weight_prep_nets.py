@@ -19,6 +19,7 @@ from bench.options import Selection
 from bench.suite import Row
 from bench.test_weight_prep_nets import SUITE
 from bench.timing import Samples
+from tests.bench.doubling import Benchmark
 from triton_dirac.runtime.launch import INTERPRETED
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -141,15 +142,8 @@ def test_obstacles(name, dtype, reason, executable):
     assert obstacle(torch.device("cuda"), row, BY_NAME[name], compile_all=False) is None
 
 
-def bench(enabled=False):
-    def pedantic(call, rounds=1):
-        return call()
-
-    return SimpleNamespace(enabled=enabled, group="", extra_info={}, pedantic=pedantic)
-
-
 def run(lab, name, direction="forward", suite=SMALL_SUITE, benchmark=None):
-    lab.run(benchmark or bench(), suite, SUBJECT.net, SUBJECT.name, "float32", direction, name)
+    lab.run(benchmark or Benchmark(enabled=False), suite, SUBJECT.net, SUBJECT.name, "float32", direction, name)
 
 
 def test_rows_are_what_is_selected():
@@ -164,7 +158,7 @@ def test_rows_are_what_is_selected():
 
 
 def test_a_contender_is_checked_counted_and_described():
-    benchmark, lab = bench(), Lab(Selection(contenders=("auto", "weight_norm")), CPU)
+    benchmark, lab = Benchmark(enabled=False), Lab(Selection(contenders=("auto", "weight_norm")), CPU)
     run(lab, "auto", benchmark=benchmark)
     assert benchmark.extra_info["problem"] == {"layers": 3, "weights": 108 + 162 + 25}
     assert (benchmark.extra_info["net"], benchmark.extra_info["layer"]) == ("DiracNet-34", "all Dirac layers")
@@ -208,7 +202,7 @@ def test_all_contenders_of_a_net_are_timed_together():
     names = ("reference", "normalize", "auto")
     lab = Lab(Selection(contenders=names), CPU, sampler)
     for name in names:
-        run(lab, name, benchmark=bench(enabled=True))
+        run(lab, name, benchmark=Benchmark())
     assert timed == [list(names)]
     assert [entry["stats"]["data"] for entry in lab.results["benchmarks"]] == [[1.0]] * 3
 
