@@ -15,11 +15,13 @@ if not torch.cuda.is_available():
 import pytest
 
 from bench.options import add_options
-from tests import memory, placement
+from tests import interpreter, memory, placement
 from tests.placement import DEVICE
 
 BENCH = Path(__file__).parents[1] / "bench"
-if DEVICE.type != "cpu":
+if DEVICE.type == "cpu":
+    interpreter.quicken()
+else:
     placement.place()
 CPU_ONLY = ("bench", "reports")  # folders whose tests read files, script devices and never need a GPU
 
@@ -34,6 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cpu)
         if DEVICE.type != "cpu" and item.get_closest_marker("interpreted"):
             item.add_marker(pytest.mark.skip(reason="about Triton's interpreter: a GPU runs compiled kernels"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    memory.settle()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -76,13 +76,27 @@ def _extents(arguments: list[Any], by_address: bool) -> np.ndarray:
     """Where the launch's tensors lie. A launch over layers has tensors in its table only: any that lives will do."""
     tensors = list(_tensors(arguments))
     if by_address:
-        tensors += [thing for thing in gc.get_objects() if type(thing) in (Tensor, torch.nn.Parameter) and thing.is_cpu]
+        tensors += [*_settled, *_living()]
     extents = []
     for tensor in tensors:
         if tensor.layout == torch.strided and tensor.numel():
             last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
             extents.append((tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()))
     return np.array(extents, dtype=np.uint64).reshape(-1, 2)
+
+
+_settled: list[Tensor] = []  # those that lived when settle was called
+
+
+def settle() -> None:
+    """Take what lives now, half a million objects of imported modules, out of all later searches and collections."""
+    gc.collect()
+    _settled.extend(_living())
+    gc.freeze()
+
+
+def _living() -> Iterator[Tensor]:
+    return (thing for thing in gc.get_objects() if type(thing) in (Tensor, torch.nn.Parameter) and thing.is_cpu)
 
 
 def _tensors(arguments: list[Any]) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from tests.placement import DEVICE
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import reference
 from triton_dirac.conv import op as conv
-from triton_dirac.conv.epilogue import ACTIVATIONS
+from triton_dirac.conv.epilogue import ACTIVATIONS, convolves_again
 from triton_dirac.runtime import autotune
 
 OPS = torch.ops.triton_dirac
@@ -230,7 +230,7 @@ def test_auto_takes_what_measured_faster_for_each_pass(chosen, activation, monke
         strict=True,
     ):
         assert_as_good_as_torch(f"{chosen} {name}", mine.detach(), theirs.detach())
-    again = [] if activation == "relu" else ["conv_fprop+alpha backend"]  # what the gradient of silu is taken at
+    again = ["conv_fprop+alpha backend"] if convolves_again(activation) else []  # for z, where the gradient is taken
     backward = [*again, "conv_dgrad+alpha backend", "conv_wgrad backend"]
     assert asked == [f"conv_fprop+alpha+{activation} backend", *backward]
 

@@ -45,20 +45,23 @@ def plain(results, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_matplotlibrc(tmp_path, results, plain, name):
+@pytest.mark.parametrize(
+    "name, backend, encoding",
+    [
+        ("style", "module://matplotlib_inline.backend_inline", "ascii"),
+        ("latin-1", "no such backend", "latin-1"),
+    ],
+)
+def test_a_matplotlibrc_a_backend_and_the_terminal_s_encoding(tmp_path, results, plain, name, backend, encoding):
+    """At once: a process takes its seconds, and none of them may change a byte."""
     (tmp_path / "settings").write_bytes(SETTINGS[name])
-    assert report(results, tmp_path / "out", MATPLOTLIBRC=str(tmp_path / "settings")) == plain
+    settings = {"MATPLOTLIBRC": str(tmp_path / "settings"), "MPLBACKEND": backend, "PYTHONIOENCODING": encoding}
+    assert report(results, tmp_path / "out", **settings) == plain
 
 
 def test_matplotlibrc_where_the_command_runs(tmp_path, results, plain):
     (tmp_path / "matplotlibrc").write_bytes(STYLE)
     assert report(results, tmp_path / "out") == plain
-
-
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such backend"])
-def test_backend(tmp_path, results, plain, backend):
-    assert report(results, tmp_path / "out", MPLBACKEND=backend) == plain
 
 
 def test_settings_of_a_program_that_makes_a_report(tmp_path, results, plain):
@@ -67,8 +70,3 @@ def test_settings_of_a_program_that_makes_a_report(tmp_path, results, plain):
     again = "assert matplotlib.rcParams['axes.grid'] and matplotlib.rcParams['font.size'] == 30"
     code = f"{change}; from reports.__main__ import main; main(); {again}"
     assert report(results, tmp_path / "out", code) == plain
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_terminal(tmp_path, results, plain, encoding):
-    assert report(results, tmp_path / "out", PYTHONIOENCODING=encoding) == plain
