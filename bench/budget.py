@@ -8,18 +8,19 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from bench.nets import FIRST_NETS
 from bench.suite import STORAGE, Row
 
-# Most worth first: (suite, pass), within the first dtype, then within the next.
+# Most worth first: (suite, pass, nets; None: any), within the first dtype, then within the next. The rest comes last.
 SUITES = (
-    ("conv", "*"),
-    ("training_step", "*"),
-    ("weight_prep_nets", "forward_backward"),
-    ("dirac_block", "forward_backward"),
-    ("weight_prep_nets", "forward"),
-    ("dirac_block", "forward"),
-    ("weight_prep", "*"),
-    ("inference", "*"),
+    ("conv", "*", None),
+    ("training_step", "*", FIRST_NETS),
+    ("weight_prep_nets", "forward_backward", None),
+    ("dirac_block", "forward_backward", None),
+    ("weight_prep_nets", "forward", None),
+    ("dirac_block", "forward", None),
+    ("weight_prep", "*", None),
+    ("inference", "*", FIRST_NETS),
 )
 # As nets are trained on a GPU; a CPU times float32 alone.
 GPU_DTYPES = ("bfloat16", "float16", "tf32", "float32")
@@ -38,7 +39,10 @@ def worth(row: Row, on_gpu: bool) -> tuple[Any, ...]:
     """
     subject = row.subject
     dtypes = GPU_DTYPES if on_gpu else CPU_DTYPES
-    named = (row.suite.name == suite and fnmatchcase(row.direction, direction) for suite, direction in SUITES)
+    named = (
+        row.suite.name == suite and fnmatchcase(row.direction, direction) and (nets is None or subject.net in nets)
+        for suite, direction, nets in SUITES
+    )
     rank = next((index for index, is_it in enumerate(named) if is_it), len(SUITES))
     flops, _ = row.suite.cost(subject.problem, STORAGE[row.dtype], row.direction)
     passes = list(row.suite.passes)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from bench.contenders import eager_weight, weight_norm_weight
 from bench.layers import layers
-from bench.net_training import TRAINED_NETS, ChainLayer, official, weight_norm
+from bench.net_training import ChainLayer, official, weight_norm
+from bench.nets import FIRST_NETS
 from bench.timing import Call, Outcomes, Samples, interleaved
 from triton_dirac import DiracConv2d, conv2d, dirac_conv2d, prepared
 from triton_dirac.conv.problem import ConvProblem
@@ -51,7 +52,7 @@ class Subject(NamedTuple):
 
 
 def subjects() -> list[Subject]:
-    return [Subject(ONE_LAYER, 1), *(Subject(net, dirac_layers(net)) for net in TRAINED_NETS)]
+    return [Subject(ONE_LAYER, 1), *(Subject(net, dirac_layers(net)) for net in FIRST_NETS)]
 
 
 def dirac_layers(net: str) -> int:

@@ -25,9 +25,9 @@ from bench.peak_memory import peak_bytes
 from bench.suite import Build, Contender, Results, Work
 from bench.timing import Call, Outcomes, Samples, interleaved
 from triton_dirac import reference
+from triton_dirac.models import DIRACNETS
 from triton_dirac.modules import DiracConv2d
 
-TRAINED_NETS = ("DiracNet-28-10", "DiracNet-34-2", "DiracNet-18")
 PARTS = ("filters", "alpha", "beta", "rest")
 STEPS_PER_SAMPLE = 4
 LAST = torch.channels_last
@@ -72,8 +72,8 @@ class Training:
 
 
 def trainings(nets: Iterable[str], batch: int | None = None) -> list[Training]:
-    """One subject for each of ``nets`` that is among TRAINED_NETS."""
-    return [Training(net, batch or NETS[net].batch, NETS[net].batch) for net in nets if net in TRAINED_NETS]
+    """One subject for each of ``nets`` that is a published DiracNet."""
+    return [Training(net, batch or NETS[net].batch, NETS[net].batch) for net in nets if net in DIRACNETS]
 
 
 def parameters_like(net: str, normal: Callable[..., Tensor]) -> tuple[Tensor, ...]:

@@ -83,3 +83,7 @@ def repvgg_a0() -> nn.Module:
 
 
 register_net("RepVGG-A0", repvgg_a0, 224, 256)
+
+# Where whole nets are timed and time is short: the widest, the largest images and the one of many small layers. Two
+# that are published lie between them.
+FIRST_NETS = ("DiracNet-28-10", "DiracNet-34-2", "DiracNet-18")

@@ -1,13 +1,17 @@
-"""Inference of whole nets, by the wall clock: DiracNet-28-10, 34-2 and ImageNet-18, unfolded and folded."""
+"""Inference of whole nets, by the wall clock: every published DiracNet, unfolded and folded."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from bench.net_inference import NET_INFERENCE, cost, definition
 from bench.net_training import Training, step_samples, trainings
 from bench.suite import Suite
 from bench.test_training_step import draw
+
+pytestmark = pytest.mark.network
 
 
 def inferences(nets, batch: int | None = None) -> list[Training]:

@@ -1,9 +1,10 @@
-"""Training steps of whole nets, by the wall clock: DiracNet-28-10, 34-2 and ImageNet-18."""
+"""Training steps of whole nets, by the wall clock: every published DiracNet."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from bench.net_training import (
@@ -18,6 +19,8 @@ from bench.net_training import (
     trainings,
 )
 from bench.suite import Suite
+
+pytestmark = pytest.mark.network
 
 
 def draw(problem: Training, normal, storage: torch.dtype) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from bench import (
 from bench.budget import ENDING, UNSEEN, Budget, worth
 from bench.journal import Journal
 from bench.lab import Lab
+from bench.nets import FIRST_NETS
 from bench.options import Selection
 from bench.results import KINDS
+from triton_dirac.models import DIRACNETS
 
 MODULES = (test_conv, test_dirac_block, test_weight_prep, test_weight_prep_nets, test_training_step, test_inference)
 SUITES = tuple(module.SUITE for module in MODULES)
@@ -54,6 +56,16 @@ def test_training_shapes_in_bfloat16_against_cudnn_come_first(order):
     assert len({row.subject for row in conv[:3]}) == 1
     assert {"DiracNet-28-10", "DiracNet-18, DiracNet-34"} <= {row.subject.net for row in conv[:24]}
     assert order[len(conv)].suite == "training_step"
+
+
+def test_whole_nets_that_others_stand_for_come_last_of_their_dtype(order):
+    """All five would take the whole of a short visit to a GPU."""
+    whole = [row for row in order if row.suite in ("training_step", "inference") and row.dtype == "bfloat16"]
+    assert {row.subject.net for row in whole} == set(DIRACNETS)
+    later = [row for row in whole if row.subject.net not in FIRST_NETS]
+    assert {row.subject.net for row in later} == {"DiracNet-34", "DiracNet-28-5"}
+    of_dtype = [row for row in order if row.dtype == "bfloat16" and row.subject.has_identity]
+    assert of_dtype[-len(later) :] == later
 
 
 def test_rare_dtypes_come_last_and_stems_behind_the_layers_of_their_dtype(order):

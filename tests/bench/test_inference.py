@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from bench import net_inference
+from bench.net_training import trainings
+from bench.nets import NETS
 from bench.suite import Work
 from bench.test_inference import inferences
 from bench.test_training_step import draw
+from triton_dirac.models import DIRACNETS
 
 pytestmark = pytest.mark.cpu
 EAGER = [contender for contender in net_inference.NET_INFERENCE if contender.name in (
@@ -39,6 +42,8 @@ def test_each_contender_computes_the_nets_logits(contender, drawn):
     torch.testing.assert_close(logits.double(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
 
-def test_inference_is_of_the_nets_that_are_trained():
-    found = inferences(["DiracNet-34-2", "RepVGG-A0"], batch=2)
-    assert [(problem.net, problem.batch, problem.name) for problem in found] == [("DiracNet-34-2", 2, "inference")]
+def test_training_steps_and_inference_are_of_every_published_diracnet_and_of_no_other_net():
+    for subjects, name in ((trainings, "training step"), (inferences, "inference")):
+        found = subjects(list(NETS), batch=2)
+        assert [problem.net for problem in found] == list(DIRACNETS)
+        assert {(problem.batch, problem.name) for problem in found} == {(2, name)}
