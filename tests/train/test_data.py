@@ -1,6 +1,9 @@
 """Images and labels: the formats as they are published, made here, and what is done to images at random."""
 
+import multiprocessing
+import os
 import pickle
+import signal
 import struct
 
 import numpy as np
@@ -195,6 +198,16 @@ def test_what_is_random_about_an_image_is_its_draws_seed_whoever_decodes_it(imag
     assert torch.equal(alone, helped)
     (other, _) = next(iter(open_data("imagenet", images).train.batches([data.Draw([0], 2)])))
     assert not torch.equal(alone, other)
+
+
+def test_processes_that_decode_go_on_when_their_whole_group_is_asked_to_end(images):
+    """The training saves at its next step, for which it may need a batch more."""
+    batches = open_data("imagenet", images, 1).train.batches([data.Draw([0], seed) for seed in range(12)])
+    next(batches)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGTERM)
+        os.kill(child.pid, signal.SIGINT)
+    assert len(list(batches)) == 11
 
 
 def test_boxes_lie_inside_and_have_the_published_shares():

@@ -224,10 +224,11 @@ def test_the_command_does_not_overwrite_a_training(tmp_path, capsys):
 # --- several processes --------------------------------------------------------------------------------------
 
 TOGETHER = """
-import sys, torch
+import os, signal, sys, torch
 from pathlib import Path
 from tests.train.small import few_images, options
-from triton_dirac.train.loop import Training
+from triton_dirac.train import checkpoint
+from triton_dirac.train.loop import Stopped, Training
 from triton_dirac.train.processes import joined
 
 class Ended(Exception): pass
@@ -235,6 +236,12 @@ class Ended(Exception): pass
 class AfterAnEpoch:
     def step(self, epoch, step, sums): pass
     def epoch(self, row): raise Ended
+
+class AsksTheSecond:
+    def step(self, epoch, step, sums):
+        if (epoch, step, processes.rank) == (0, 2, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+    def epoch(self, row): pass
 
 torch.set_num_threads(1)
 with joined("cpu") as processes:
@@ -245,10 +252,18 @@ with joined("cpu") as processes:
         training("broken").run(AfterAnEpoch())
     except Ended:
         training("broken", resume=True).run()
+    try:
+        training("asked").run(AsksTheSecond())
+    except Stopped:
+        state = checkpoint.load(Path(sys.argv[1]) / "asked" / "checkpoint.pt")
+        assert (state["epoch"], state["step"]) == (0, 5), "the epoch's last step, where they agree on it"
+        training("asked", resume=True).run()
+    else:
+        raise AssertionError("it did not end")
 """
 
 
-def test_two_processes_train_together_and_resume(tmp_path):
+def test_two_processes_train_together_end_together_and_resume(tmp_path):
     program = tmp_path / "together.py"
     program.write_text(TOGETHER)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
@@ -256,8 +271,9 @@ def test_two_processes_train_together_and_resume(tmp_path):
     command = [*launch, str(program), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    whole, broken = (final_state(tmp_path / name) for name in ("whole", "broken"))
-    assert_same_state(broken, whole)
+    whole, *others = (final_state(tmp_path / name) for name in ("whole", "broken", "asked"))
+    for other in others:
+        assert_same_state(other, whole)
     rows = whole["rows"]
     assert len(rows) == 2
     alone = Training(options(epochs=2), few_images(), CPU)

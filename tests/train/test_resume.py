@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +59,34 @@ def test_sigterm_saves_and_the_training_goes_on_from_that_step(unbroken, tmp_pat
     state = checkpoint.load(tmp_path / CHECKPOINT)
     assert 5 * state["epoch"] + state["step"] == steps
     torch.rand(7)  # another process has drawn other numbers
+    training(tmp_path, resume=True).run()
+    assert_same_state(final_state(tmp_path), final_state(unbroken))
+
+
+class AskedToEnd:
+    """A split within whose first batch the process is asked to end."""
+
+    def __init__(self, split):
+        self.split = split
+
+    def __len__(self):
+        return len(self.split)
+
+    def batches(self, draws):
+        for number, batch in enumerate(self.split.batches(draws)):
+            assert number == 0, "it went on"
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
+def test_sigterm_within_a_test_does_not_wait_for_its_end(unbroken, tmp_path):
+    """ImageNet's takes minutes, which no scheduler waits."""
+    run = training(tmp_path)
+    run.data = replace(run.data, test=AskedToEnd(run.data.test))
+    with pytest.raises(Stopped):
+        run.run()
+    state = checkpoint.load(tmp_path / CHECKPOINT)
+    assert (state["epoch"], state["step"], state["rows"]) == (0, 5, [])
     training(tmp_path, resume=True).run()
     assert_same_state(final_state(tmp_path), final_state(unbroken))
 

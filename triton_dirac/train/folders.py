@@ -7,6 +7,7 @@ the middle 224 x 224 of the image with its short side made 256. Source: the offi
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,17 @@ class FolderSplit:
             self.files,
             batch_sampler=items,
             num_workers=self.workers,
+            worker_init_fn=_leave_signals_to_the_training,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # not the process's own, whose state is part of a training's
         )
         yield from loader
+
+
+def _leave_signals_to_the_training(worker: int) -> None:
+    """Schedulers and Ctrl-C ask every process of a group to end: the training then needs a batch more, to save."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Files(Dataset[tuple[Tensor, int]]):

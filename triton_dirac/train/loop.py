@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from triton_dirac.train.processes import Processes
 from triton_dirac.train.step import EagerStep, GraphedStep, Step, sums_of
 
 CHECKPOINT = "checkpoint.pt"
-AGREE_EVERY = 20  # steps between two looks at whether any of several processes is to stop
+AGREE_EVERY = 20  # steps between two looks at whether any of several processes is to stop, besides at an epoch's last
 Row = dict[str, Any]  # an epoch: what log.csv and log.json have of it
 
 
@@ -115,11 +115,10 @@ class Training:
                         watcher.step(self.epoch, self.step, self.sums)
                     every = self.options.checkpoint_every
                     if self._is_to_stop(stop):
-                        self._save(started)
-                        raise Stopped
+                        self._save_and_stop(started)
                     if every and self.step % every == 0 and self.step < self.steps:
                         started = self._save(started)
-                self._end_epoch(started, watcher)
+                self._end_epoch(started, stop, watcher)
         return self.rows
 
     # --- parts of it ----------------------------------------------------------------------------------------
@@ -150,11 +149,11 @@ class Training:
     def _no_sums(self) -> Tensor:
         return torch.zeros(3, dtype=torch.float64, device=self.processes.device)
 
-    def _end_epoch(self, started: float, watcher: Watcher | None) -> None:
+    def _end_epoch(self, started: float, stop: list[int], watcher: Watcher | None) -> None:
         loss, accuracy, images = self._means(self.sums)
         seconds = self.seconds + time.monotonic() - started
         before = self.rows[-1]["seconds"] if self.rows else 0.0
-        test_loss, test_accuracy, _ = self._means(self._test())
+        test_loss, test_accuracy, _ = self._means(self._test(started, stop))
         alphas, betas = ([m.detach().abs().mean().item() for m in part] for part in dirac_factors(self.net))
         row: Row = {"epoch": self.epoch + 1, "lr": self.lr}
         row |= {"train_loss": loss, "train_accuracy": accuracy}
@@ -173,9 +172,14 @@ class Training:
         return loss / count, 100 * right / count, count
 
     @torch.no_grad()
-    def _test(self) -> Tensor:
+    def _test(self, started: float, stop: list[int]) -> Tensor:
+        """Sums over all test images. One process ends within it if it is asked to, and tests anew when it goes on.
+
+        All processes test the net that is saved: the first's, with its batch-norms' statistics.
+        """
         self.net.eval()
         here, sums = self.processes, self._no_sums()
+        here.take_from_first(self.net.buffers())
         batch = max(1, self.options.recipe.batch // here.count)
         for images, labels in self.data.test.batches(
             evaluation_draws(len(self.data.test), batch, here.rank, here.count)
@@ -184,12 +188,14 @@ class Training:
             with torch.autocast(here.device.type, self.dtype, enabled=self.dtype.itemsize == 2):
                 logits = self.net(images)
             sums += sums_of(F.cross_entropy(logits.float(), labels), logits, labels)
+            if stop and here.count == 1:
+                self._save_and_stop(started)
         return sums
 
     def _is_to_stop(self, stop: list[int]) -> bool:
         if self.processes.count == 1:
             return bool(stop)
-        if self.step % AGREE_EVERY:
+        if self.step % AGREE_EVERY and self.step < self.steps:
             return False
         asked = torch.tensor([float(bool(stop))], device=self.processes.device)
         return bool(self.processes.total(asked).item())
@@ -216,6 +222,10 @@ class Training:
             write_log(self.folder, self.options, self.rows)
         self.processes.wait()
         return now
+
+    def _save_and_stop(self, started: float) -> NoReturn:
+        self._save(started)
+        raise Stopped
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.options.require_same(state["options"])
