@@ -6,6 +6,7 @@ A journal is a text file with a JSON object a line; each line is written, flushe
     {"started": [...]}                 a row's key: suite, pass, net, layer, dtype
     {"faulted": [...], "contender": "...", "reason": "..."}       it lost the GPU, and the process ended
     {"warning": "..."}
+    {"tuned": [...]}                   at the end of a run, what tuning measured (bench.tuned)
     {"row": [...], "seconds": 1.5, "benchmarks": [...], "accuracy": [...], "not_run": [...], "counted": [...]}
 
 A process killed in mid-line leaves a line without an end: it is no line.
@@ -75,6 +76,8 @@ class Journal:
                     self.environment = entry["environment"]
                 elif "warning" in entry:
                     self.warnings.append(entry["warning"])
+                elif "tuned" in entry:  # told anew when the run that goes on ends
+                    continue
                 elif "started" in entry:
                     self.unfinished[tuple(entry["started"])] += 1
                 elif "faulted" in entry:
@@ -108,6 +111,9 @@ class Journal:
 
     def warn(self, message: str) -> None:
         self._append({"warning": message})
+
+    def tuned(self, landscapes: list[dict[str, Any]]) -> None:
+        self._append({"tuned": landscapes})
 
     def fault(self, key: Key, contender: str, reason: str) -> None:
         self._append({"faulted": key, "contender": contender, "reason": reason})

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from bench import ceilings, environment
+from bench import ceilings, environment, tuned
 from bench.allocator import keep_freed_memory
 from bench.budget import Budget
 from bench.ceilings import Loads
@@ -31,6 +31,8 @@ from bench.results import KINDS, Entries, ResultsFile
 from bench.suite import Contender, Row, Subject, Suite, names
 from bench.timing import Call, Gpu, Outcomes, device_samples, record, wall_samples
 from bench.trial import Trial
+from triton_dirac.runtime import timings
+from triton_dirac.runtime.targets import target_of
 
 CPU_BATCH = 2  # enough for every sample to take longer than the clock's noise; said in each result's problem
 DEVICE_LOST = 75  # the exit status: EX_TEMPFAIL, another process may go on
@@ -262,9 +264,20 @@ class Lab:
             stated = self.environment()
         except Exception:  # a lost GPU does not even tell its name
             stated = {**(self._started or {}), "warnings": self.warnings}
+        landscapes = self._landscapes()
         if self.journal and self._started:
             self.journal.begin(stated)
-        return {"environment": stated, **{kind: self.results[kind] for kind in KINDS if kind != "benchmarks"}}
+            self.journal.tuned(landscapes)
+        kinds = {kind: self.results[kind] for kind in KINDS if kind != "benchmarks"}
+        return {"environment": stated, "tuned": landscapes, **kinds}
+
+    def _landscapes(self) -> list[dict[str, Any]]:
+        """What tuning measured of the convolutions of this run; nothing where only a GPU could have."""
+        try:
+            return tuned.landscapes(self.results["benchmarks"], timings.open_store(self.device), target_of(self.device))
+        except Exception as error:  # a lost GPU, say: how the picks came about is not worth the run
+            self.warn([f"what tuning measured is not in the results: {type(error).__name__}: {error}"])
+            return []
 
 
 def _not_run(key: Key, contenders: Sequence[str], reason: str) -> Entries:

@@ -31,6 +31,7 @@ MARKS = {
     verdict.AMBIGUOUS: ("o", EVEN, False), "within the rule": ("o", GOOD, True), "fails": ("X", BAD, True),
     "no spill": ("o", GOOD, True), "spills": ("X", BAD, True),
     "split": ("o", GOOD, True), "materialised": ("s", EVEN, True),
+    "pick": ("^", GOOD, True), "default": ("D", INK, True), "other config": ("o", EVEN, False),
 }  # fmt: skip
 BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}  # a label hides the grid under it
 RC: Any = {

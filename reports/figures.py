@@ -4,6 +4,7 @@ speed       times as fast as the baseline
 accuracy    error over torch's own error
 precision   what bfloat16 leaves of small filters, materialised and split
 compiled    instructions a warp issues per matrix instruction
+tuning      configs beside the fastest one of their problem
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from reports import tuning as landscape
 from reports import verdict
 from reports.chart import Chart, Row
 from reports.intervals import Estimate
+from reports.load import Results
 
 
 def speed(groups: Sequence[tuple[str, pd.DataFrame]], label: str) -> Chart:
@@ -107,6 +110,36 @@ def loops(frame: pd.DataFrame, label: str) -> Chart:
         "Main loops beside a GEMM without masks", label,
         "instructions per matrix instruction, over the GEMM's; one mark per tile, layer and type",
         groups, limit=1.0, directions=("fewer", "more"), bar="median",
+    )  # fmt: skip
+
+
+MOST_TUNED = 24  # problems that are drawn; the table has all
+
+
+def tuning(results: Results, label: str) -> Chart:
+    """Times of configs over the fastest one's: a row for each problem, of many those whose median is farthest off."""
+    problems = landscape.tuned(results).dropna(subset=["best"])
+    shown = problems.sort_values("median_over_best", ascending=False, kind="stable").head(MOST_TUNED)
+    groups: dict[str, list[Row]] = {kernel: [] for kernel in problems["kernel"] if kernel in set(shown["kernel"])}
+    for index, problem in shown.iterrows():
+        times = results.tuned.loc[index, "milliseconds"]
+        kinds = {problem["default"]: "default", problem["pick"]: "pick"}
+        points = [
+            (milliseconds / 1000 / problem["best"], kinds.get(config, "other config"))
+            for config, milliseconds in times.items()
+            if milliseconds is not None
+        ]
+        middle = Estimate(problem["median_over_best"], np.nan, np.nan)
+        row = Row(" ".join(filter(None, (problem["layer"], problem["dtype"]))) or "unnamed", points, middle)
+        groups[problem["kernel"]].append(row)
+    of_how_many = (
+        f", {len(shown)} of {len(problems)} problems: those that lie furthest apart"
+        if len(shown) < len(problems)
+        else ""
+    )
+    return Chart(
+        "Configs beside the fastest", f"{label}{of_how_many}",
+        "time of a config / time of the fastest; at the right end the median's", list(groups.items()), bar="median",
     )  # fmt: skip
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
+
 from reports import verdict
 from reports.report import Report
 
 
 def headline(report: Report) -> list[str]:
     """The report in a few sentences, the most important first."""
-    parts = (_times, _why_not, _accuracy, precision, _moved, _compiled, _not_run)
+    parts = (_times, _why_not, _accuracy, precision, _tuned, _moved, _compiled, _not_run)
     return [text for text in (part(report) for part in parts) if text]
 
 
@@ -59,6 +62,27 @@ def precision(report: Report) -> str:
         f"In bfloat16 at β = {frame['beta'].iloc[0]:g} the split form is closer to float64 than the materialised "
         f"form by {', '.join(said)}."
     )
+
+
+def _tuned(report: Report) -> str:
+    """How far apart the measured configs lie."""
+    if report.tuned.empty:
+        return ""
+    configs, failed = (int(report.tuned[name].sum()) for name in ("configs", "failed"))
+    said = [f"{configs} configs of {len(report.tuned)} problems were measured, {failed or 'none'} failed"]
+    distances = {"median config": "median_over_best", "cost model's default": "default_over_best"}
+    for what, column in distances.items():
+        ratios = report.tuned[column].dropna()
+        if len(ratios):
+            said.append(
+                f"the {what} takes {_mean(ratios):.2f} times as long as the fastest ({ratios.max():.3g} at most)"
+            )
+    return f"Tuning: {'; '.join(said)}."
+
+
+def _mean(ratios: pd.Series) -> float:
+    """Geometric."""
+    return float(np.exp(np.log(ratios).mean()))
 
 
 def _moved(report: Report) -> str:

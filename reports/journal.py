@@ -27,6 +27,8 @@ def document(text: str) -> dict[str, Any]:
             found["environment"] = entry["environment"]
         if "warning" in entry:
             warnings.append(entry["warning"])
+        if isinstance(entry.get("tuned"), list):  # a run that went on tells all of it again
+            found["tuned"] = entry["tuned"]
         for name in LISTS:
             part = entry.get(name)
             found[name] += part if isinstance(part, list) else []

@@ -1,7 +1,7 @@
 """Reading results files: two kinds of JSON in, checked pandas frames out.
 
 Accepted are the JSON of pytest-benchmark with the keys that bench adds (``environment``, ``accuracy``,
-``not_run``, ``counted``; ``extra_info`` in every benchmark) and the tables of bench.compile (``"kind":
+``not_run``, ``counted``, ``tuned``; ``extra_info`` in every benchmark) and the tables of bench.compile (``"kind":
 "compile"``), of default kernels or, where rows name their ``tile``, of main loops beside a plain GEMM's or, where
 they have ``moved_over_least``, of the bytes that the weight preparation moves. Optional keys may be
 missing: text columns then hold "", numbers NaN. What is needed and missing, or stated and of another kind, is a
@@ -56,6 +56,10 @@ COUNTED_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
     "launches": NUMBER, "bytes": NUMBER, "least_bytes": NUMBER, "counted_by": TEXT, "label": TEXT,
 }  # fmt: skip
+TUNED_COLUMNS = {
+    "run": NUMBER, "kernel": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "problem": PROBLEM, "label": TEXT,
+    "default": TEXT, "unmeasured": WHOLE, "milliseconds": OTHER,
+}  # fmt: skip
 MOVED_COLUMNS = {
     "run": NUMBER, "kernel": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "target": TEXT, "gpu": TEXT,
     "ok": TRUTH, "error": TEXT, "launches": NUMBER, "reads_per_element": NUMBER, "writes_per_element": NUMBER,
@@ -89,7 +93,8 @@ class Results:
     ``benchmarks.samples`` are one contender's, in seconds, ``processes`` the same cut into those of each process;
     ``mhz`` is the GPU's clock beside them. ``benchmarks.nets`` maps the nets that have the layer to how often they
     do; ``net`` and ``count`` are all of them together. ``loops`` has the columns of ``compiled``: the table of main
-    loops at equal tiles. ``counted``: launches and bytes of calls; ``moved``: bytes of compiled kernels.
+    loops at equal tiles. ``counted``: launches and bytes of calls; ``moved``: bytes of compiled kernels. ``tuned``: by
+    kernel and problem what each config took, None where it failed.
     """
 
     runs: list[dict[str, Any]]  # file, kind ("results", "compile"), environment, how many rows are missing
@@ -100,6 +105,7 @@ class Results:
     loops: pd.DataFrame
     counted: pd.DataFrame
     moved: pd.DataFrame
+    tuned: pd.DataFrame
 
 
 def load(paths: Iterable[Path]) -> Results:
@@ -112,6 +118,7 @@ def load(paths: Iterable[Path]) -> Results:
         "loops": COMPILED_COLUMNS,
         "counted": COUNTED_COLUMNS,
         "moved": MOVED_COLUMNS,
+        "tuned": TUNED_COLUMNS,
     }
     runs: list[dict[str, Any]] = []
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in columns}
@@ -204,7 +211,10 @@ def _result_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict[
         found = {"nets": _nets(path, where, info), "mhz": _mhz(info), "samples": samples, "processes": parts}
         benchmarks.append({**info, **found})
     accuracy, not_run = _objects(path, content, "accuracy"), _objects(path, content, "not_run")
-    counted = _objects(path, content, "counted")
+    counted, tuned = _objects(path, content, "counted"), _objects(path, content, "tuned")
+    for index, row in enumerate(tuned):
+        _need(path, f"tuned[{index}]", row, "kernel", "milliseconds")
+        _require_config_times(path, f"tuned[{index}].milliseconds", row["milliseconds"])
     for index, row in enumerate(counted):
         _need(path, f"counted[{index}]", row, "suite", "contender", "launches")
     for index, row in enumerate(accuracy):
@@ -213,7 +223,7 @@ def _result_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict[
         _need(path, f"not_run[{index}]", row, "reason")
     if not (benchmarks or accuracy or not_run):
         raise ReportError(f"{path}: holds no benchmark, no accuracy check and nothing that was not run")
-    return {"benchmarks": benchmarks, "accuracy": accuracy, "not_run": not_run, "counted": counted}
+    return {"benchmarks": benchmarks, "accuracy": accuracy, "not_run": not_run, "counted": counted, "tuned": tuned}
 
 
 def _compile_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -255,6 +265,16 @@ def _samples(path: Path, where: str, data: Any) -> np.ndarray:
             f"{path}: {where}: stats.data must be a list of positive times in seconds, from {SHORTEST:g} to {LONGEST:g}"
         )
     return samples
+
+
+def _require_config_times(path: Path, where: str, times: Any) -> None:
+    def fits(time: Any) -> bool:
+        return time is None or (_is_number(time) and SHORTEST <= time / 1000 <= LONGEST)
+
+    if not isinstance(times, Mapping) or not all(map(fits, times.values())):
+        raise ReportError(
+            f"{path}: {where} must map configs to positive times in milliseconds, null for one that failed"
+        )
 
 
 def _processes(path: Path, where: str, info: Mapping[str, Any], samples: np.ndarray) -> list[np.ndarray]:

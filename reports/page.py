@@ -33,6 +33,8 @@ def charts(report: Report) -> dict[str, list[chart.Chart]]:
     drawn["compiled"] = [kernels] if kernels else []
     floors = figures.loops(report.results.loops, _counted(report))
     drawn["loops"] = [floors] if floors else []
+    configs = figures.tuning(report.results, _tuned_how(report))
+    drawn["tuning"] = [configs] if configs else []
     for number, ((_, suite), part) in enumerate(_by_suite(report.comparisons)):
         headed = [(" · ".join(filter(None, key)), of) for key, of in part.groupby(["pass", "dtype"], sort=False)]
         one = figures.speed(headed, measured(report, *part[["run", "device", "clock", "label"]].iloc[0]))
@@ -43,7 +45,7 @@ def charts(report: Report) -> dict[str, list[chart.Chart]]:
 
 def is_figure(stem: str) -> bool:
     """Whether some report's charts may have this name."""
-    return stem in ("overview", "accuracy", "precision", "compiled", "loops") or stem.startswith(
+    return stem in ("overview", "accuracy", "precision", "compiled", "loops", "tuning") or stem.startswith(
         ("speed-", "roofline-")
     )
 
@@ -180,6 +182,22 @@ def _counted(report: Report) -> str:
     stated = pd.concat([report.results.compiled["label"], report.results.loops["label"]])
     labels = dict.fromkeys(label for label in stated if label)
     return f"{', '.join(labels) or 'label not stated'} from machine code, no GPU needed"
+
+
+def _tuned_how(report: Report) -> str:
+    """How the configs' times were obtained: label and GPU."""
+    runs = [report.results.runs[int(run)]["environment"] for run in report.tuned["run"].unique()]
+    stated = [*report.tuned["label"], *(str(environment.get("gpu") or "") for environment in runs)]
+    return " · ".join(dict.fromkeys(filter(None, stated))) or "label not stated"
+
+
+def tuned(report: Report) -> list[dict[str, Any]]:
+    """For each kernel its problems, those first whose configs lie furthest apart."""
+    found = []
+    for (_, kernel), part in report.tuned.groupby(["run", "kernel"], sort=False):
+        ordered = part.sort_values("median_over_best", ascending=False, kind="stable", na_position="first")
+        found.append({"kernel": kernel, "rows": ordered.to_dict("records")})
+    return found
 
 
 def _ordered(part: pd.DataFrame) -> list[str]:

@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import chart, files, page, roofline, tables, verdict
+from reports import chart, files, page, roofline, tables, tuning, verdict
 from reports.ceilings import rates
 from reports.headline import headline, precision
 from reports.report import Report
@@ -65,6 +65,7 @@ def render(report: Report) -> dict[str, str]:
         "precision": precision(report),
         "counted": page.counted(report),
         "moved": _records(report.moved),
+        "tuned": page.tuned(report),
         "failed_checks": page.failed_checks(report),
         "broken": _records(report.broken),
         "unchecked": page.unchecked(report),
@@ -115,6 +116,8 @@ def csv(report: Report) -> dict[str, str]:
         "counted": report.counted,
         "bytes": results.moved,
         "bytes_summary": report.moved,
+        "tuning": report.tuned,
+        "configs": tuning.configs(results),
         "not_run": results.not_run,
     }
     return {name: _whole_runs(frame).to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
@@ -194,6 +197,8 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _whole_runs(frame: pd.DataFrame) -> pd.DataFrame:
     """Indices and counts as whole numbers; everything else as it is."""
     whole = {
-        name: "Int64" for name in ("run", "count", "samples", "processes", "batch", "published_batch") if name in frame
+        name: "Int64"
+        for name in ("run", "count", "samples", "processes", "batch", "published_batch", "unmeasured")
+        if name in frame
     }
     return frame.astype(whole)

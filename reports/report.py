@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from reports import tables, verdict
+from reports import tables, tuning, verdict
 from reports.load import Results
 from reports.totals import totals
 
@@ -28,6 +28,7 @@ class Report:
     precision: pd.DataFrame  # the two forms of the Dirac convolution in bfloat16
     counted: pd.DataFrame  # launches and bytes of whole calls
     moved: pd.DataFrame  # bytes of compiled weight preparations
+    tuned: pd.DataFrame  # per kernel and problem, what the autotuner measured
     margin: float
 
 
@@ -49,5 +50,6 @@ def build(
         tables.precision(results),
         tables.counted(results),
         tables.moved(results),
+        tuning.tuned(results),
         margin,
     )
