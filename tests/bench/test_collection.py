@@ -12,6 +12,7 @@ import pytest
 from bench.conftest import lab_of, pytest_itemcollected
 from bench.results import compact
 from bench.timing import REPLAY
+from tests.conftest import pytest_configure
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -44,8 +45,18 @@ def collected_folders(*arguments: str) -> set[str]:
     return {line.split("/")[0] for line in result.stdout.splitlines() if "::" in line}
 
 
-def test_pytest_runs_the_tests_and_not_the_suites():
-    assert collected_folders(*ONE_TEST_FILE) == {"tests"}
+@pytest.mark.parametrize(
+    "source, benchmark_only, runs",
+    [("TESTPATHS", False, "tests"), ("TESTPATHS", True, str(ROOT / "bench")), ("ARGS", True, "tests")],
+)
+def test_a_bare_pytest_runs_the_tests_and_with_benchmark_only_the_suites(source, benchmark_only, runs):
+    config = SimpleNamespace(
+        args_source=pytest.Config.ArgsSource[source],
+        args=["tests"],
+        getoption=lambda name, default: {"benchmark_only": benchmark_only}.get(name, default),
+    )
+    pytest_configure(config)
+    assert config.args == [runs]
 
 
 @pytest.mark.parametrize(
@@ -62,9 +73,9 @@ def test_unknown_names_are_refused_with_what_there_is(option, known):
         lab_of(config)
 
 
-def config_with(path) -> SimpleNamespace:
+def config_with(path, **more) -> SimpleNamespace:
     options = {"nets": None, "layers": None, "contenders": None, "dtypes": None, "batch": None, "processes": 1}
-    options |= {"benchmark_json": path}
+    options |= {"benchmark_json": path, **more}
     plugins = SimpleNamespace(hasplugin=lambda name: True)
     called = SimpleNamespace(args=("--benchmark-only",))
     return SimpleNamespace(stash={}, pluginmanager=plugins, getoption=options.get, invocation_params=called)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.conftest import lab_of
 from bench.journal import Journal, JournalError
 from bench.results import KINDS, ResultsFile
 from reports import journal as reading
+from tests.bench.test_collection import config_with
 
 ROOT = Path(__file__).parents[2]
 KEY = ("conv", "fprop", "DiracNet-18", "64x56x56-64 3x3", "bfloat16")
@@ -174,8 +176,13 @@ def test_killed_again_and_again_a_run_comes_to_its_end_and_measures_no_row_twice
         key = " ".join(info[name] for name in ("suite", "pass", "net", "layer", "dtype", "contender"))
         assert entry["stats"]["data"] == data[key]
 
-    before = journal.read_bytes()
-    other = suites(*arguments, "--batch", "3", capture_output=True)
-    assert other.returncode != 0
-    assert "cannot be gone on with: batch was None, is 3. Without --resume it moves aside" in other.stdout
-    assert journal.read_bytes() == before
+
+def test_a_run_with_other_options_does_not_go_on(tmp_path):
+    path = tmp_path / "results.json"
+    lab = lab_of(config_with(path, resume=True))
+    lab.journal.begin(lab.environment())
+    before = lab.journal.path.read_bytes()
+    with pytest.raises(pytest.UsageError, match=r"cannot be gone on with: batch was None, is 3\. Without --resume it "):
+        lab_of(config_with(path, resume=True, batch=3))
+    assert lab.journal.path.read_bytes() == before
+    lab_of(config_with(path, resume=True))

@@ -112,8 +112,11 @@ def launchers():
 
 def unstartable():
     """No process can be made."""
-    sys.executable = "/no/such/python"
-    return ahead.compile_ahead({"good": planned}, H100)._asdict()
+    python, sys.executable = sys.executable, "/no/such/python"
+    try:
+        return ahead.compile_ahead({"good": lambda: planned(block=2048)}, H100)._asdict()
+    finally:
+        sys.executable = python
 
 
 def holding():
@@ -126,9 +129,22 @@ def holding():
         most[0] = max(most[0], len(alive))
         return planned(tensor=tensor)
 
-    ahead._ask = lambda requests, *_: [{"ok": True}] * len(requests)
-    ahead.compile_ahead(dict.fromkeys(range(20), plan), H100)
+    ask, ahead._ask = ahead._ask, lambda requests, *_: [{"ok": True}] * len(requests)
+    try:
+        ahead.compile_ahead(dict.fromkeys(range(20), plan), H100)
+    finally:
+        ahead._ask = ask
     return {"most": most[0]}
+
+
+def small_cases():
+    """Several in one process, which imports torch once; the last has Triton's driver replaced."""
+    return {
+        "launchers": launchers(),
+        "unstartable": unstartable(),
+        "holding": holding(),
+        "not ahead": launched("not ahead", "1"),
+    }
 
 
 class Driver:
@@ -214,6 +230,9 @@ def launched(ahead_of_time, most="100"):
 def tuned():
     """A layer's first call on a scripted GPU: which configs are timed, and how many kernels this process compiles."""
     problem = replace(PROBLEM, N=5)
+    default = fprop_configs.default(problem, torch.bfloat16, H100)
+    others = [config for config in fprop_configs.offered(problem, torch.bfloat16, H100) if config != default]
+    fprop_configs.offered = lambda *_, **__: [default, *others[:3]]  # a kernel takes a second or two
     hits, timed = on_a_driver_that_does_nothing(), []
     clock = Clock()
 
@@ -229,7 +248,7 @@ def tuned():
         for s in (problem.input_shape, problem.weight_shape)
     )
     fprop(x, w, problem)
-    offered = [config.label for config in fprop_configs.offered(problem, torch.bfloat16, H100)]
+    offered = [config.label for config in fprop_configs.offered()]
     return {"timed": timed, "offered": offered, "launched": len(hits), "compiled": hits.count(False)}
 
 

@@ -47,12 +47,17 @@ def test_equal_kernels_are_compiled_once_and_never_again(outcomes):
     assert outcomes["progress"] == [[done, 6] for done in range(7)]
 
 
-def test_where_no_process_starts_nobody_is_blamed(tmp_path):
-    assert run(tmp_path, "unstartable") == {"refused": {}, "lost": {}, "compiled": 0}
+@pytest.fixture(scope="module")
+def small_cases(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("small"), "small_cases")
 
 
-def test_tensors_of_one_config_live_at_a_time(tmp_path):
-    assert run(tmp_path, "holding") == {"most": 1}
+def test_where_no_process_starts_nobody_is_blamed(small_cases):
+    assert small_cases["unstartable"] == {"refused": {}, "lost": {}, "compiled": 0}
+
+
+def test_tensors_of_one_config_live_at_a_time(small_cases):
+    assert small_cases["holding"] == {"most": 1}
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +74,8 @@ def test_launches_compile_nothing_that_was_compiled_ahead(filled):
     assert ahead["launched"] == ahead["ahead"] > 8
 
 
-def test_launches_that_were_not_compiled_ahead_are_counted(tmp_path):
-    assert run(tmp_path, "launched", "not ahead", "1") == {"ahead": 0, "launched": 1, "compiled": 1}
+def test_launches_that_were_not_compiled_ahead_are_counted(small_cases):
+    assert small_cases["not ahead"] == {"ahead": 0, "launched": 1, "compiled": 1}
 
 
 def test_another_process_compiles_nothing(filled):
@@ -92,8 +97,8 @@ def test_a_training_step_compiles_nothing_from_a_copied_cache(tmp_path):
     assert step["compiled"] == 0
 
 
-def test_launchers_are_built_too_where_triton_compiles_them(tmp_path):
-    found = run(tmp_path, "launchers")
+def test_launchers_are_built_too_where_triton_compiles_them(small_cases):
+    found = small_cases["launchers"]
     if not found["of C"]:
         assert found["linked"] == []
         pytest.skip("this Triton has one launcher for all kernels")
@@ -104,5 +109,5 @@ def test_a_first_call_compiles_in_other_processes_and_times_every_config(tmp_pat
     monkeypatch.setenv("TRITON_DIRAC_CACHE_DIR", str(tmp_path / "timings"))
     found = run(tmp_path / "kernels", "tuned")
     assert sorted(found["timed"]) == sorted(found["offered"])
-    assert len(found["timed"]) == found["launched"] > 4
+    assert len(found["timed"]) == found["launched"] == 4
     assert found["compiled"] == 0
