@@ -20,6 +20,8 @@ from torch.utils import _device
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from triton_dirac.runtime.memory import EMPTY
+
 ALLOCATORS = {
     torch: ("empty", "empty_like", "empty_strided"),
     Tensor: ("new_empty", "new_empty_strided"),
@@ -32,6 +34,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     for owner, names in ALLOCATORS.items():
         for name in names:
             monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
+    for device, allocate in EMPTY.items():
+        monkeypatch.setitem(EMPTY, device, _poisoned(allocate))
 
 
 def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:

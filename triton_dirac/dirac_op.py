@@ -21,7 +21,6 @@ from triton_dirac.runtime.register import (
     GEOMETRY,
     define,
     entry,
-    outputs_and_plan,
     planned_gradients,
     planned_run,
     register_autocast,
@@ -85,8 +84,9 @@ def _setup(ctx, inputs, output):
 
 def _keep(ctx, tensors, settings: DiracSettings, filters, norm, output) -> None:
     """What the backward needs."""
-    ctx.settings = settings
-    ctx.save_for_backward(*tensors, filters, norm, output if keeps_output(settings.activation) else None)
+    ctx.settings = (settings,)
+    activation = settings.activation
+    ctx.save_for_backward(*tensors, filters, norm, output if activation and keeps_output(activation) else None)
 
 
 def _plan_gradients(
@@ -118,13 +118,14 @@ def _plan_gradients(
 def _gradients(ctx, grad):
     if torch.is_grad_enabled():
         return _differentiable_gradients(ctx, grad)
-    settings = ctx.settings, ctx.needs_input_grad[:5]
-    return planned_gradients(ctx, _plan_gradients, (grad, *ctx.saved_tensors), settings)
+    tensors, needed = (grad, *ctx.saved_tensors), ctx.needs_input_grad[:5]
+    found = planned_gradients(ctx, tensors, needed)
+    return _plan_gradients(None, *tensors, *ctx.settings, needed) if found is None else found
 
 
 def _differentiable_gradients(ctx, grad):
     """The same gradients as a function that can be differentiated again: those of the two operators."""
-    s = ctx.settings
+    (s,) = ctx.settings
     points = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors[:5]]
     x, w, a, b, bias = points
     filters = prep.weight_prep(w, a, b, s.eps, not s.split, x.dtype, True, s.groups)
@@ -154,8 +155,9 @@ class _DiracConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image, weight, alpha, beta, bias, known, unknown):
         tensors = (image, weight, alpha, beta, bias)
-        (output, filters, norm), ctx.plan = outputs_and_plan(_planned, tensors, known, unknown)
-        _keep(ctx, tensors, ctx.plan.settings, filters, norm, output)
+        (output, filters, norm), plan = _planned.outputs_and_plan(tensors, known, unknown)
+        ctx.plan = plan
+        _keep(ctx, tensors, plan.settings, filters, norm, output)
         return output
 
     @staticmethod

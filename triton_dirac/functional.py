@@ -227,11 +227,11 @@ def conv2d(
     tensors = (input, weight, bias, alpha)
     optional = bias is None, alpha is None
     options = spelled((optional, stride, padding, dilation, groups, activation, precision, backend))
+    if HAS_TRITON and (output := conv_op.conv2d_again(tensors, options)) is not None:
+        return output
     how: dict[str, Any] = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
     if others := checks.stand_ins(checks.CONV, (input, weight), (bias, alpha)):
         return _hand_over(conv2d, others, input, weight, bias, stride, padding, dilation, groups, **how)
-    if HAS_TRITON and (output := conv_op.conv2d_again(tensors, options)) is not None:
-        return output
     stride, padding, dilation, groups = checks.exact_geometry(stride, padding, dilation, groups)
     args: Any = (bias, stride, padding, dilation, groups)
     if input.dim() == 3:
@@ -288,11 +288,11 @@ def dirac_conv2d(
     """
     tensors = (input, weight, alpha, beta, bias)
     options = spelled((bias is None, stride, padding, dilation, groups, form, eps, activation, precision, backend))
+    if HAS_TRITON and (output := dirac_op.dirac_conv2d_again(tensors, options)) is not None:
+        return output
     how: Any = {"form": form, "eps": eps, "activation": activation, "precision": precision, "backend": backend}
     if others := checks.stand_ins(checks.DIRAC, (input, weight, alpha, beta), (bias,)):
         return _hand_over(dirac_conv2d, others, *tensors, stride, padding, dilation, groups, **how)
-    if HAS_TRITON and (output := dirac_op.dirac_conv2d_again(tensors, options)) is not None:
-        return output
     eps = checks.exact_eps(eps)
     stride, padding, dilation, groups = checks.exact_geometry(stride, padding, dilation, groups)
     args = (weight, alpha, beta, bias, stride, padding, dilation, groups)

@@ -175,10 +175,11 @@ class _DiracConv(nn.modules.conv._ConvNd):
         ready = self.prepared
         if ready is None or not isinstance(input, Tensor):  # torch.fx is tracing
             return None
-        filters, alpha, _ = ready
-        if filters.dtype is not (autocast_dtype(input) or input.dtype) or filters.device != input.device:
+        filters, alpha, state = ready
+        weight, own_alpha, beta, _ = self._tensors()
+        if state != state_of(weight, own_alpha, beta) or filters.device != input.device:
             return None
-        return (filters, alpha) if ready.state == state_of(self._tensors()[:3]) else None
+        return (filters, alpha) if filters.dtype is (autocast_dtype(input) or input.dtype) else None
 
     def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
         """(input, padding) with a padding mode other than zeros already applied."""
@@ -358,15 +359,14 @@ class DiracConv3d(_DiracConv, nn.Conv3d):
 # --- pieces -----------------------------------------------------------------------------------------------
 
 
-def state_of(tensors: Sequence[Tensor]) -> tuple:
-    """What tells whether weight, alpha and beta are still those, and as they were, that filters were prepared from."""
-    weight, alpha, beta = tensors
+def state_of(weight: Tensor, alpha: Tensor, beta: Tensor) -> tuple:
+    """What tells whether they are still those, and as they were, that filters were prepared from."""
     now: Any = None  # unknown to who compiles
     if not torch.compiler.is_compiling():
         try:
             now = weight._version, alpha._version, beta._version
         except RuntimeError:  # of inference mode
-            now = tuple(versions(tensors))
+            now = tuple(versions((weight, alpha, beta)))
     return torch.is_grad_enabled(), id(weight), id(alpha), id(beta), now
 
 

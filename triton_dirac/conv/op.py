@@ -31,7 +31,6 @@ from triton_dirac.runtime.register import (
     GEOMETRY,
     define,
     entry,
-    outputs_and_plan,
     planned_gradients,
     planned_run,
     register_autocast,
@@ -227,9 +226,10 @@ def _conv_setup(ctx, inputs, output):
 
 def _keep(ctx, image, weight, bias, alpha, settings: ConvSettings, output) -> None:
     """What the backward needs."""
-    ctx.settings, ctx.bias_dtype = settings, None if bias is None else bias.dtype
-    bias = bias if convolves_again(settings.activation) else None
-    ctx.save_for_backward(image, weight, bias, alpha, output if keeps_output(settings.activation) else None)
+    ctx.settings = settings, None if bias is None else bias.dtype
+    activation = settings.activation
+    bias = bias if activation and convolves_again(activation) else None
+    ctx.save_for_backward(image, weight, bias, alpha, output if activation and keeps_output(activation) else None)
 
 
 def before_activation(do, conv2d, grad, image, weight, bias, alpha, output, s: ConvSettings) -> Tensor:
@@ -270,8 +270,9 @@ def _plan_gradients(steps: Plan | None, grad, image, weight, bias, alpha, output
 
 
 def _conv_gradients(ctx, grad):
-    settings = ctx.settings, ctx.bias_dtype, ctx.needs_input_grad[:4]
-    return planned_gradients(ctx, _plan_gradients, (grad, *ctx.saved_tensors), settings)
+    tensors, needed = (grad, *ctx.saved_tensors), ctx.needs_input_grad[:4]
+    found = planned_gradients(ctx, tensors, needed)
+    return _plan_gradients(None, *tensors, *ctx.settings, needed) if found is None else found
 
 
 def _conv_backward(ctx, grad):
@@ -317,8 +318,9 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image, weight, bias, alpha, known, unknown):
         tensors = (image, weight, bias, alpha)
-        (output,), ctx.plan = outputs_and_plan(_planned, tensors, known, unknown)
-        _keep(ctx, *tensors, ctx.plan.settings, output)
+        (output,), plan = _planned.outputs_and_plan(tensors, known, unknown)
+        ctx.plan = plan
+        _keep(ctx, *tensors, plan.settings, output)
         return output
 
     @staticmethod

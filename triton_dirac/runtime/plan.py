@@ -18,10 +18,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from triton_dirac.runtime import direct
 from triton_dirac.runtime.launch import INTERPRETED, Launch, current_device
+from triton_dirac.runtime.memory import EMPTY
 
 Tensors = Sequence[Tensor | None]
 # What is done to (all tensors, their addresses, the stream or None for Triton's JIT to launch).
-Act = Callable[[list[Tensor | None], list[int], "int | None"], None]
+Act = Callable[[list[Tensor], list[int], "int | None"], None]
+data_ptr = Tensor.data_ptr
 
 
 class Plan:
@@ -41,14 +43,16 @@ class Plan:
         self.complete = True  # whether this is all there is to do
         self.launches: list[_Launched] = []
         # In a row all tensors of a call: given, new, made by acts. Of one given twice, two to tell apart.
-        self._given: list[Tensor | None] = []
-        for tensor in tensors:
-            again = any(tensor is other for other in self._given if tensor is not None)
-            self._given.append(tensor.detach() if again else tensor)  # type: ignore[union-attr]
-        self.given: Tensors = tuple(self._given)
+        self._given: list[Tensor] = []
+        self.given: Tensors = [None if tensor is None else self._give(tensor) for tensor in tensors]
         self._new: list[Tensor] = []
         self._made: list[Tensor] = []
         self._to_finish: list[Callable[[], Act]] = []
+
+    def _give(self, tensor: Tensor) -> Tensor:
+        again = any(tensor is other for other in self._given)
+        self._given.append(tensor.detach() if again else tensor)
+        return self._given[-1]
 
     def new(self, tensor: Tensor) -> Tensor:
         """``tensor``, just allocated, without content, on the device of the call's first."""
@@ -91,31 +95,34 @@ class Plan:
 
     def finish(self, outputs: Tensors) -> None:
         """That is all; ``outputs`` are what ``run`` returns."""
-        first: Tensor = self._given[0]  # type: ignore[assignment]
+        device = self._given[0].device
+        aligned = not reduce(or_, map(data_ptr, self._given)) % direct.ALIGNMENT  # what is new is always
         self._acts = [act() for act in self._to_finish]
         self._outputs = [self._place(output) for output in outputs]
         self._layouts = [(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in self._new]
-        self._device = first.device.index
-        self._stream_of = None if INTERPRETED or first.is_meta else direct.current_stream()
+        self._kind, self._device = device.type, device.index
+        by_jit = INTERPRETED or device.type == "meta" or not aligned
+        self._stream_of = None if by_jit else direct.current_stream()
         self.given = ()
         del self._given, self._new, self._made, self._to_finish
 
-    def run(self, tensors: Tensors, addresses: list[int]) -> list[Tensor | None]:
-        """The outputs for these tensors, which are at these addresses."""
+    def run(self, tensors: list[Tensor], addresses: list[int]) -> list[Tensor | None]:
+        """The outputs for these tensors, without those that are None; both lists are added to."""
         index = self._device
         if index is not None and index != torch.cuda.current_device():
             with current_device(index):
                 return self.run(tensors, addresses)
-        new = tensors[0].new_empty_strided  # type: ignore[union-attr]
-        made = [new(shape, strides, dtype=dtype) for shape, strides, dtype in self._layouts]
-        everything = [*tensors, *made]
-        addresses += [tensor.data_ptr() for tensor in made]
+        empty = EMPTY[self._kind]
+        for layout in self._layouts:
+            made = empty(*layout)
+            tensors.append(made)
+            addresses.append(made.data_ptr())
         stream = None
-        if self._stream_of is not None and direct.undisturbed() and not reduce(or_, addresses) % direct.ALIGNMENT:
+        if self._stream_of is not None and direct.undisturbed():
             stream = self._stream_of(index or 0)
         for act in self._acts:
-            act(everything, addresses, stream)
-        return [None if place is None else everything[place] for place in self._outputs]
+            act(tensors, addresses, stream)
+        return [None if place is None else tensors[place] for place in self._outputs]
 
     def _place(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -129,7 +136,7 @@ class Plan:
     def _place_at(self, address: int) -> int | None:
         """Of the tensor at an address, which a descriptor tells; if there are two, it does not tell which."""
         known = enumerate((*self._given, *self._new, *self._made))
-        places = [place for place, tensor in known if tensor is not None and tensor.data_ptr() == address]
+        places = [place for place, tensor in known if tensor.data_ptr() == address]
         self.complete = self.complete and len(places) == 1
         return places[0] if places else None
 
@@ -150,7 +157,7 @@ def _operations(function: Callable[..., list[Tensor]], places: list[int | None])
     def act(tensors, addresses, stream) -> None:
         made = function(*[None if place is None else tensors[place] for place in places])
         tensors += made
-        addresses += [tensor.data_ptr() for tensor in made]
+        addresses += map(data_ptr, made)
 
     return act
 
@@ -170,12 +177,12 @@ class _Launched:
             args[name] = None
         self._launch = replace(launch, args=args)
 
-    def act(self, tensors: list[Tensor | None], addresses: list[int], stream: int | None) -> None:
+    def act(self, tensors: list[Tensor], addresses: list[int], stream: int | None) -> None:
         if stream is not None and self.direct is not None and self.direct(addresses, stream):
             return
         self.by_jit(tensors)
 
-    def by_jit(self, tensors: list[Tensor | None]) -> None:
+    def by_jit(self, tensors: list[Tensor]) -> None:
         args: dict[str, Any] = {name: tensors[place] for name, place in self._places.items()}
         args |= {name: TensorDescriptor(args[name], *layout) for name, layout in self._descriptors.items()}
         launch = replace(self._launch, args={**self._launch.args, **args})

@@ -8,15 +8,14 @@ torch.compile (types, dtypes, devices, strides, what is trained, transforms and 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial, reduce
-from operator import or_
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from triton_dirac.runtime import autotune
 from triton_dirac.runtime.direct import ALIGNMENT
-from triton_dirac.runtime.plan import Plan, Tensors
+from triton_dirac.runtime.plan import Plan, Tensors, data_ptr
 from triton_dirac.runtime.remembered import MOST_ALIKE, Remembered
 from triton_dirac.runtime.tracing import autocast_dtype, is_observed, is_watched
 
@@ -29,6 +28,7 @@ if hasattr(torch._C, "_get_fp32_precision_getter"):
     # What the function reads, without the Python around it: that costs 3 us a call.
     _float32_products = partial(torch._C._get_fp32_precision_getter, "cuda", "conv")  # type: ignore[assignment]
 
+Known = tuple[Plan, list[Tensor], list[int]]
 Function = Callable[..., Sequence[Tensor | None]]
 _is_deterministic = torch._C._get_deterministic_algorithms
 
@@ -45,23 +45,25 @@ class Planned:
 
     def __call__(self, tensors: Tensors, settings: tuple) -> Sequence[Tensor | None]:
         """The outputs, planned once for all calls like this one; ``settings`` tell which tensors are None."""
-        known = self.find(tensors, settings)
-        return self.first(tensors, settings, settings)[0] if known is None else known[0].run(tensors, known[1])
+        options = sized(settings, tensors)
+        return self.outputs_and_plan(tensors, self.find(tensors, options), (options, settings))[0]
 
-    def find(self, tensors: Tensors, options: Hashable) -> tuple[Plan, list[int]] | None:
-        """(the plan of an earlier call on tensors like these, addresses of these). ``options``: the settings, or what
-        these follow from; they tell which tensors are None. None while somebody traces or intercepts, too."""
+    def find(self, tensors: Tensors, options: Hashable) -> Known | None:
+        """What ``outputs_and_plan`` takes: the plan of an earlier call on tensors like these, the tensors, addresses.
+
+        ``options``: the settings, or what these follow from; they tell which tensors are None, and are ``sized`` where
+        these may have any sizes. None while somebody traces or intercepts, too."""
         if is_watched():
             return None
         given = [tensor for tensor in tensors if tensor is not None]
-        plans = self._plans.find(_key(given, options), given)  # its guard tells of tracers and transforms
+        plans = self._plans.find(_key(given[0], options), given)  # its guard tells of tracers and transforms
         if plans is None:
             return None
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        addresses = list(map(data_ptr, given))
         plan = plans.get(_odd(addresses))
         if plan is None or (plan.autocast is not None and plan.autocast != autocast_dtype(given[0])):
             return None  # the guard tells whether there is any autocast, and not to which dtype
-        return plan, addresses
+        return plan, given, addresses
 
     def first(self, tensors: Tensors, options: Hashable, settings: tuple) -> tuple[Sequence[Tensor | None], Plan]:
         """The outputs of a call that is not known, of ordinary tensors, and its plan, which is kept for ``find``.
@@ -77,26 +79,34 @@ class Planned:
         plan.backward = Planned(self._backward) if self._backward else None
         capturing = given[0].is_cuda and torch.cuda.is_current_stream_capturing()
         if plan.complete and not capturing and not given[0].is_meta and not is_observed():
-            key = _key(given, options)
+            key = _key(given[0], options)
             plans = self._plans.find(key, given) or {}
             if len(plans) == MOST_ALIKE:
                 plans.clear()
-            plans[_odd([0 if tensor is None else tensor.data_ptr() for tensor in tensors])] = plan
+            plans[_odd(list(map(data_ptr, given)))] = plan
             self._plans.keep(key, given, plans)
         return outputs, plan
+
+    def outputs_and_plan(self, tensors: Tensors, known: Known | None, unknown: tuple[Hashable, tuple]):
+        """The outputs, and the plan that they were made by; ``unknown``, (options, settings), if nothing is known."""
+        if known is None:
+            return self.first(tensors, *unknown)
+        plan, given, addresses = known
+        return plan.run(given, addresses), plan
 
     def __len__(self) -> int:
         return len(self._plans)
 
 
-def _key(given: Sequence[Tensor], options: Hashable) -> tuple:
-    """All that a plan depends on and a guard does not tell, and sizes, by which it is found soon."""
-    first, second = given[0], given[1]
+def sized(options: Hashable, tensors: Tensors) -> Hashable:
+    """``options``, and sizes: a guard tells these, but of one key are tried one after the other, and few are kept."""
+    return options, tensors[0].shape, tensors[1].shape  # type: ignore[union-attr]
+
+
+def _key(first: Tensor, options: Hashable) -> tuple:
+    """All that a plan depends on and a guard does not tell."""
     return (
         options,
-        first.shape,
-        second.shape,
-        len(given),
         _is_deterministic(),
         first.dtype is torch.float32 and _float32_products(),
         autotune.times_forgotten(),
@@ -105,6 +115,7 @@ def _key(given: Sequence[Tensor], options: Hashable) -> tuple:
 
 def _odd(addresses: list[int]) -> tuple[bool, ...]:
     """Which are not aligned, if any; other kernels are compiled, and other ones taken, for them."""
-    if reduce(or_, addresses) % ALIGNMENT == 0:
-        return ()
-    return tuple([address % ALIGNMENT != 0 for address in addresses])
+    for address in addresses:
+        if address % ALIGNMENT:
+            return tuple([address % ALIGNMENT != 0 for address in addresses])
+    return ()

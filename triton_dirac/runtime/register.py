@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from triton_dirac.runtime.plan import Plan, Tensors
-from triton_dirac.runtime.planned import Planned
-from triton_dirac.runtime.tracing import is_plain
+from triton_dirac.runtime.planned import Planned, sized
+from triton_dirac.runtime.tracing import PLAIN, is_plain
 
 NAMESPACE = "triton_dirac"
 GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
@@ -42,8 +42,7 @@ def planned_run(planned: Planned, tensors: int) -> Callable:
         given = arguments[:tensors]
         settings = tuple([tuple(value) if isinstance(value, list) else value for value in arguments[tensors:]])
         options = _options_of(given, settings)
-        known = planned.find(given, options)
-        outputs = planned.first(given, options, settings)[0] if known is None else known[0].run(given, known[1])
+        outputs, _ = planned.outputs_and_plan(given, planned.find(given, options), (options, settings))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return run
@@ -51,19 +50,19 @@ def planned_run(planned: Planned, tensors: int) -> Callable:
 
 def _options_of(tensors: Tensors, settings: tuple) -> Hashable:
     """What a call without options of its own is known by."""
-    return settings, tuple([tensor is None for tensor in tensors])
+    return sized((settings, tuple([tensor is None for tensor in tensors])), tensors)
 
 
-def planned_gradients(ctx, function: Callable, tensors: Tensors, settings: tuple) -> Sequence[Tensor | None]:
-    """What ``function`` plans, by the plan of the backward of the call that ``ctx`` is of; by operators for tracers."""
+def planned_gradients(ctx, tensors: Tensors, needed: tuple[bool, ...]) -> Sequence[Tensor | None] | None:
+    """The gradients that are needed, by the plan of the backward of the call that ``ctx`` is of, from ``tensors`` and
+    ``ctx.settings``. None where operators have to compute them: for tracers, and gradients of gradients."""
     plan = ctx.plan
-    if plan is not None and not torch.is_grad_enabled():
-        known = plan.backward.find(tensors, settings)
-        if known is not None:
-            return known[0].run(tensors, known[1])
-        if is_plain(*tensors):
-            return plan.backward.first(tensors, settings, settings)[0]
-    return function(None, *tensors, *settings)
+    if plan is None or torch.is_grad_enabled():
+        return None
+    known = plan.backward.find(tensors, needed)  # all else follows from the plan
+    if known is None and not is_plain(*tensors):
+        return None
+    return plan.backward.outputs_and_plan(tensors, known, (needed, (*ctx.settings, needed)))[0]
 
 
 def through(steps: Plan | None, *ways: tuple[Callable, Callable]) -> list[Callable]:
@@ -125,7 +124,7 @@ def twin_gradient(twin: Callable) -> tuple[Callable, Callable]:
 
 def entry(function: type[torch.autograd.Function], planned: Planned, operator: Callable[..., Tensor]):
     """(again, call): an operator's entry points for eager code, by an autograd.Function that does the same below the
-    dispatcher, of the tensors, what is known of the call and what it takes to plan it: see ``outputs_and_plan``.
+    dispatcher, of the tensors, what is known of the call and what it takes to plan it: see ``Planned``.
 
     ``again(tensors, options)``: the output of a call that is known, None of one that is not. ``call(tensors, settings,
     options)``: of a checked one; ``options`` are the caller's arguments, by which it is known when it comes again.
@@ -134,28 +133,23 @@ def entry(function: type[torch.autograd.Function], planned: Planned, operator: C
     apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
     def again(tensors: Tensors, options: Hashable) -> Tensor | None:
-        known = None if options is None else planned.find(tensors, options)
+        if options is None or type(tensors[0]) not in PLAIN or type(tensors[1]) not in PLAIN:
+            return None  # what stands in for a tensor is not asked for its sizes: torch.fx would note that
+        known = planned.find(tensors, sized(options, tensors))
         if known is None:
             return None
-        plan, addresses = known
+        plan, given, addresses = known
         if plan.trained and torch.is_grad_enabled():
             return apply(*tensors, known, None)
-        return plan.run(tensors, addresses)[0]
+        return plan.run(given, addresses)[0]
 
     def call(tensors: Tensors, settings: tuple, options: Hashable = None) -> Tensor:
         if not is_plain(*tensors):
             return operator(*tensors, *settings)
-        return apply(*tensors, None, (options or _options_of(tensors, settings), settings))
+        options = _options_of(tensors, settings) if options is None else sized(options, tensors)
+        return apply(*tensors, None, (options, settings))
 
     return again, call
-
-
-def outputs_and_plan(planned: Planned, tensors: Tensors, known, unknown) -> tuple[Sequence[Tensor | None], Plan]:
-    """The work of an autograd.Function's forward: ``known`` is what ``find`` found, ``unknown`` (options, settings)."""
-    if known is None:
-        return planned.first(tensors, *unknown)
-    plan, addresses = known
-    return plan.run(tensors, addresses), plan
 
 
 def may_launch(*tensors: Tensor | None) -> bool:

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triton_dirac.runtime.memory import sharing
 from triton_dirac.runtime.plan import Plan
 from triton_dirac.weight_prep.single import Filters, RowTile, norm_dtype
 
@@ -95,19 +96,16 @@ class Flat:
         """The allocation, as bytes."""
         return torch.empty(self.bytes, dtype=torch.uint8, device=device)
 
-    def tensors(self, flat: Tensor, steps: Plan, *, views: bool = False) -> list[Tensor]:
+    def tensors(self, flat: Tensor, steps: Plan) -> list[Tensor]:
         """The tensors, in the order in which they were placed; they share the allocation.
 
-        ``views``, which take half the host's time, do for gradients. Of a function's outputs that are views of one
-        tensor autograd lets nobody write to any: those must not look like views to be changed in place.
+        Of a function's outputs that are views of one tensor autograd lets nobody write to any: these do not look like
+        views to be changed in place.
         """
 
         def make(flat: Tensor) -> list[Tensor]:
             of = {dtype: flat.view(dtype) for dtype in dtypes}
-            if views:
-                return [of[dtype].as_strided(shape, strides, offset) for dtype, shape, strides, offset in places]
-            memory = flat.untyped_storage()
-            return [of[d].new_empty(0).set_(memory, offset, shape, strides) for d, shape, strides, offset in places]
+            return [sharing(of[dtype], shape, strides, offset) for dtype, shape, strides, offset in places]
 
         places, dtypes = self._places, {place.dtype for place in self._places}
         return steps.do_all(make, flat)

@@ -155,7 +155,7 @@ def _prepared(
     plan, device = _plan(tuple(specs), grads is not None), layers[0][0].device
 
     def table(*tensors: Tensor) -> Tensor:
-        addresses = tuple(tensor.data_ptr() for tensor in tensors)
+        addresses = tuple(map(Tensor.data_ptr, tensors))
         # The plan itself is in the keys, by identity: it lives as long as they do, and its content is the specs.
         return tables.get((plan, device, addresses), device, lambda: plan.words(addresses))
 
@@ -215,7 +215,7 @@ def plan_weight_prep_multi_backward(
     args |= {"dweight_ptr": dweight, "drows_ptr": drows}
     constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": plan.kinds}
     launch = Launch(weight_prep_multi_backward_kernel, (len(plan.tiles),), args, constexprs, OPTIONS)
-    return [launch], plan.out.tensors(dweight, steps, views=True), plan.rows.tensors(drows, steps, views=True)
+    return [launch], plan.out.tensors(dweight, steps), plan.rows.tensors(drows, steps)
 
 
 def weight_prep_multi(

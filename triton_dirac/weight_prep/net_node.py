@@ -58,11 +58,11 @@ class Kept:
         self._versions = versions(tensors)
 
     def unchanged(self, needed: Sequence[bool]) -> Sequence[Tensor]:
-        """The tensors; RuntimeError if one that is needed was written to since."""
+        """The tensors; RuntimeError if one of a layer that is needed was written to since."""
         now = versions(self._tensors)
         if now != self._versions:
-            for index, wanted in enumerate(needed):
-                if wanted and now[index] != self._versions[index]:
+            for index in range(len(now)):
+                if needed[index // 3] and now[index] != self._versions[index]:
                     name, shape = ("weight", "alpha", "beta")[index % 3], tuple(self._tensors[index].shape)
                     raise RuntimeError(
                         f"the {name} of shape {shape}, needed for gradient computation, has been modified by an "

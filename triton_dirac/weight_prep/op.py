@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from triton_dirac.runtime.plan import Plan
-from triton_dirac.runtime.planned import Planned
-from triton_dirac.runtime.register import define, may_launch, planned_run, register_gradient, twin_gradient
+from triton_dirac.runtime.planned import Planned, sized
+from triton_dirac.runtime.register import (
+    define,
+    may_launch,
+    planned_gradients,
+    planned_run,
+    register_gradient,
+    twin_gradient,
+)
 from triton_dirac.runtime.tracing import is_plain
 from triton_dirac.weight_prep import single as kernels
 from triton_dirac.weight_prep import torch_backend
@@ -120,7 +127,7 @@ def _plan_preps(steps: Plan, *arguments) -> list[Tensor]:
 
 def _plan_preps_backward(steps: Plan, *arguments) -> list[Tensor | None]:
     """The gradients of all layers' tensors in a row, from all filters' (None for those that got none)."""
-    norms, *tensors, dtypes, _, net = arguments
+    norms, *tensors, net, dtypes, _ = arguments
     grads, layers = tensors[: len(dtypes)], layers_of(tensors[len(dtypes) :])
     present = [
         steps.do(partial(torch.zeros_like, dtype=dtype), layer[0]) if grad is None else grad
@@ -138,7 +145,7 @@ def _of_those_present(grads: Sequence[Tensor | None], gradients: Sequence[Sequen
     return [gradient for three in found for gradient in three]
 
 
-_preps, _preps_backward = Planned(_plan_preps), Planned(_plan_preps_backward)
+_preps = Planned(_plan_preps, _plan_preps_backward)
 
 
 class _WeightPreps(torch.autograd.Function):
@@ -146,8 +153,10 @@ class _WeightPreps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, net, *tensors):
-        *outputs, ctx.norms = _preps(tensors, (net,))
-        ctx.net, ctx.dtypes = net, tuple([output.dtype for output in outputs])
+        options = sized(net, tensors)
+        known = _preps.find(tensors, options)
+        (*outputs, ctx.norms), ctx.plan = _preps.outputs_and_plan(tensors, known, (options, (net,)))
+        ctx.settings = net, tuple([output.dtype for output in outputs])
         ctx.kept = Kept(tensors)
         ctx.set_materialize_grads(False)
         return tuple(outputs)
@@ -155,9 +164,11 @@ class _WeightPreps(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         present = tuple([grad is not None for grad in grads])
-        net, tensors = ctx.net, ctx.kept.unchanged([wanted for wanted in present for _ in range(3)])
-        if may_launch(*grads):
-            return None, *_preps_backward((ctx.norms, *grads, *tensors), (ctx.dtypes, present, net))
+        tensors = ctx.kept.unchanged(present)
+        found = planned_gradients(ctx, (ctx.norms, *grads, *tensors), present)
+        if found is not None:
+            return None, *found
+        net, _ = ctx.settings
         identity = net.identity or net.alpha_apart
 
         def alone(grad: Tensor, layer: LayerTensors, groups: int) -> Sequence[Tensor]:
