@@ -23,8 +23,8 @@ SUITES = (
     ("inference", "*", FIRST_NETS),
 )
 # As nets are trained on a GPU; a CPU times float32 alone.
-GPU_DTYPES = ("bfloat16", "float16", "tf32", "float32")
-CPU_DTYPES = ("float32", "float16", "bfloat16", "tf32")
+ORDER_ON_GPU = ("bfloat16", "float16", "tf32", "float32")
+ORDER_ON_CPU = ("float32", "float16", "bfloat16", "tf32")
 
 ENDING = 5.0  # seconds that writing the results may take
 UNSEEN = 20.0  # seconds that the first row of a suite takes at least: it compiles what no row has before
@@ -38,7 +38,7 @@ def worth(row: Row, on_gpu: bool) -> tuple[Any, ...]:
     in each those with the most arithmetic in their nets.
     """
     subject = row.subject
-    dtypes = GPU_DTYPES if on_gpu else CPU_DTYPES
+    dtypes = ORDER_ON_GPU if on_gpu else ORDER_ON_CPU
     named = (
         row.suite.name == suite and fnmatchcase(row.direction, direction) and (nets is None or subject.net in nets)
         for suite, direction, nets in SUITES

@@ -26,7 +26,7 @@ from bench.timing import Call, Outcomes, Samples, interleaved
 from triton_dirac import DiracConv2d, conv2d, dirac_conv2d, prepared
 from triton_dirac.conv.problem import ConvProblem
 
-PASSES = ("forward", "forward_backward")
+HOST_PASSES = ("forward", "forward_backward")
 LAYER = ConvProblem(1, 8, 2, 2, 8, 3, 3, padding=(1, 1, 1, 1))
 ONE_LAYER = "one layer"
 OF_LAYER = ("torch", "reference", "weight_norm", "conv2d", "dirac_conv2d", "DiracConv2d", "prepared")

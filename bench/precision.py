@@ -33,7 +33,7 @@ from triton_dirac.conv import torch_backend
 
 SUITE = "precision"
 BETAS = (0.01, 0.1, 1.0)
-FORMS = ("materialised", "split")
+CONTENDERS = ("materialised", "split")
 BATCH = 2
 UNROUNDED, ROUNDED = "output before rounding", "output in bfloat16"
 
@@ -63,7 +63,7 @@ def accuracy(layer: Layer, beta: float) -> list[dict[str, Any]]:
     truth, added = _truth(layer, image, weight, alpha, betas)
     plain = _by_torch(layer, image, weight, alpha, betas)
     rows = []
-    for form in FORMS:
+    for form in CONTENDERS:
         found = unrounded(layer, image, weight, alpha, betas, form)
         for tensor, result, by_torch in (
             (UNROUNDED, found, plain),

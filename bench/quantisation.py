@@ -56,11 +56,11 @@ def rounded(weight: Tensor, bits: int) -> Tensor:
 @torch.no_grad()
 def with_rounded_filters(net: nn.Module, bits: int) -> nn.Module:
     """A copy of which every convolution has rounded filters."""
-    twin = copy.deepcopy(net)
-    for module in twin.modules():
+    copied = copy.deepcopy(net)
+    for module in copied.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.copy_(rounded(module.weight, bits))
-    return twin
+    return copied
 
 
 def weight_errors(net: nn.Module, apart: nn.Module, bits: int) -> list[float]:
@@ -109,14 +109,14 @@ def measure(net: nn.Module, test: TensorSplit) -> list[dict[str, Any]]:
     rows = []
     for way, whole in folded.items():
         for bits in (None, *BITS):
-            twin = whole if bits is None else with_rounded_filters(whole, bits)
-            logits = logits_of(twin, test)
+            judged = whole if bits is None else with_rounded_filters(whole, bits)
+            logits = logits_of(judged, test)
             errors = [] if bits is None else weight_errors(whole, folded["identity apart"], bits)
             row = {"way": way, "bits": bits, "accuracy": accuracy(logits, test)}
             row |= {"logit_error": ((logits - plain).norm() / plain.norm()).item()}
             row |= {"weight_error": statistics.median(errors) if errors else 0.0}
             if bits in (None, 8):
-                row |= {"onnxruntime_accuracy": accuracy(in_onnxruntime(twin, test.images), test)}
+                row |= {"onnxruntime_accuracy": accuracy(in_onnxruntime(judged, test.images), test)}
             rows.append(row)
     return rows
 

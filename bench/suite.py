@@ -15,13 +15,7 @@ from torch import Tensor
 from bench.accuracy import Value, max_error, parts
 from bench.layers import dirac_layers
 from triton_dirac.runtime.launch import Launch
-
-STORAGE = {
-    "float32": torch.float32,
-    "tf32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+from triton_dirac.tuning.work import STORAGE
 
 
 class Subject(Protocol):

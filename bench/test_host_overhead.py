@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.host_calls import COMPILED, LAYER, ONE_LAYER, PASSES, Subject, host_samples, subjects
+from bench.host_calls import COMPILED, HOST_PASSES, LAYER, ONE_LAYER, Subject, host_samples, subjects
 from bench.options import Selection, chosen
 from bench.results import KINDS, Entries, sizes
 from bench.suite import names
@@ -88,7 +88,7 @@ def entries(subject: Subject, direction: str, outcomes: Mapping[str, Samples | E
 
 
 PLACES = [
-    (subject.net, direction, name) for subject in subjects() for direction in PASSES for name in subject.contenders
+    (subject.net, direction, name) for subject in subjects() for direction in HOST_PASSES for name in subject.contenders
 ]
 
 

@@ -25,7 +25,7 @@ def test_precision(benchmark, lab, of, beta):  # with ``benchmark``: else --benc
     def measure() -> Entries:
         return {**{kind: [] for kind in KINDS}, "accuracy": precision.accuracy(of, beta)}
 
-    entries = lab.once(precision.key(of, beta), precision.FORMS, measure)
+    entries = lab.once(precision.key(of, beta), precision.CONTENDERS, measure)
     for left_out in entries["not_run"]:
         pytest.skip(left_out["reason"])
     pytest.skip("accuracy only: there is nothing to time")

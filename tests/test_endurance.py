@@ -19,7 +19,7 @@ from triton.runtime.interpreter import GridExecutor
 
 import triton_dirac as td
 
-pytestmark = pytest.mark.cpu  # the host's work and memory
+pytestmark = [pytest.mark.cpu, pytest.mark.slow]  # the host's work and memory
 CHUNKS = 20
 
 

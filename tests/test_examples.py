@@ -23,6 +23,7 @@ SAYS = {
 pytestmark = pytest.mark.cpu
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAYS)
 def test_an_example_runs(name, tmp_path):
     if name == "fold_and_export":

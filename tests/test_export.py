@@ -86,6 +86,7 @@ class SideBySide(nn.Module):
         return [layer(x) for layer in self.layers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", MODULES)
 def test_onnx(dims, tmp_path):
     """Writing into a view of the filters stopped the exporter."""

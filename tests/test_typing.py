@@ -11,6 +11,7 @@ pytest.importorskip("mypy")
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_readmes_examples_are_clean_for_mypy(tmp_path):
     """``.to(memory_format=...)`` alone is in none of torch's signatures of ``Module.to``.
 

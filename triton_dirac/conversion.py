@@ -87,8 +87,8 @@ def _is_plain(conv: _ConvNd, torch_class: type[_ConvNd]) -> bool:
 def _tensors(conv: _ConvNd) -> tuple[Tensor, Tensor | None]:
     """conv's weight and bias, each made once: a parametrisation may make another each time (spectral_norm in training),
     and changes conv by it, so that a copy does."""
-    twin = copy.deepcopy(conv)
-    return twin.weight, twin.bias
+    copied = copy.deepcopy(conv)
+    return copied.weight, copied.bias
 
 
 def _decompose(weight: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:

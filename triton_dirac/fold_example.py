@@ -55,8 +55,8 @@ def _ways(model: nn.Module) -> Iterator[None]:
 
 def pairs_seen(model: nn.Module, example: Any) -> Pairs:
     """Pairs of which the batch-norm took just what the convolution gave, each time that either was called."""
-    twin = copy_of(model)
-    names = {module: name for name, module in twin.named_modules()}
+    copied = copy_of(model)
+    names = {module: name for name, module in copied.named_modules()}
     followers: Neighbours = {}
     sources: Neighbours = {}
     outputs: dict[int, tuple[nn.Module, Tensor, int]] = {}
@@ -77,7 +77,7 @@ def pairs_seen(model: nn.Module, example: Any) -> Pairs:
         elif is_norm(module):
             module.register_forward_hook(after_norm)  # type: ignore[arg-type]
     for _ in _ways(model):
-        run(twin, example)
+        run(copied, example)
     for conv, _, _ in outputs.values():  # that no batch-norm took
         followers.setdefault(conv, set()).add(None)
     return name_pairs(pairs_of(followers, sources), names)
@@ -122,9 +122,9 @@ class Check:
             return False
 
     def _output(self, model: nn.Module) -> list[Tensor]:
-        twin, outputs = copy_of(model), []
+        copied, outputs = copy_of(model), []
         for _ in _ways(model):
-            outputs += [tensor.detach().clone() for tensor in _tensors(run(twin, self.example))]
+            outputs += [tensor.detach().clone() for tensor in _tensors(run(copied, self.example))]
         return outputs
 
     def _agrees(self, actual: list[Tensor]) -> bool:
@@ -158,11 +158,11 @@ def agreeing(check: Check, layers: Sequence[str], kept: Pairs, others: Pairs) ->
 
 
 def _wide(model: nn.Module) -> nn.Module:
-    twin = copy_of(model).double()
-    for module in twin.modules():
+    copied = copy_of(model).double()
+    for module in copied.modules():
         if isinstance(module, _DiracConv):
             module.backend = "torch"  # which takes float64
-    return twin
+    return copied
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def jobs_of_layer(layer: Layer, kernels: Sequence[str], dtype: str, target: str)
     """A job for each of ``kernels`` that runs for such a layer, on the problem that the kernel is meant for.
 
     Only Dirac weights are prepared, and images have no gradient. No net has a depthwise convolution, so the
-    direct kernels get the layer's depthwise twin.
+    direct kernels get a depthwise one of the layer's size.
     """
     jobs = []
     for kernel in kernels:

@@ -17,7 +17,7 @@ from bench.gpu import check_journal
 from bench.gpu.stages import REHEARSED, STAGES, SUITE, Stage, limits, wrong_contenders
 
 ROOT = Path(__file__).parents[2]
-GRACE = 10  # seconds that a stage has to write its results after it was asked to end
+SECONDS_TO_END = 10  # seconds that a stage has to write its results after it was asked to end
 REPORT_SECONDS = 25  # kept back for the report and its figures
 
 
@@ -106,7 +106,7 @@ class Visit:
             words = stage.rehearsal if self.rehearse else stage.command
             return [sys.executable, *(word.format(**values) for word in words)]
         results = self.work / f"{stage.name}.json"
-        limited = ("--budget", f"{max(0.05, (seconds - GRACE) / 60):.2f}", f"--benchmark-json={results}")
+        limited = ("--budget", f"{max(0.05, (seconds - SECONDS_TO_END) / 60):.2f}", f"--benchmark-json={results}")
         options = REHEARSED if self.rehearse else stage.command
         wrong = wrong_contenders(check_journal.summary(check_journal.read(self.out / "checks.jsonl"), 0)["wrong"])
         without = ("--without", ",".join(wrong)) if wrong else ()
@@ -123,13 +123,13 @@ class Visit:
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
-    """How it ended; asked to end after ``seconds``, killed with all its children GRACE later."""
+    """How it ended; asked to end after ``seconds``, killed with all its children SECONDS_TO_END later."""
     try:
         status = process.wait(seconds)
         return "done" if status == 0 else f"failed (status {status})"
     except subprocess.TimeoutExpired:
         pass
-    finally_killed = (signal.SIGTERM, GRACE), (signal.SIGKILL, None)
+    finally_killed = (signal.SIGTERM, SECONDS_TO_END), (signal.SIGKILL, None)
     for number, patience in finally_killed:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -111,6 +111,7 @@ def rows():
     return found
 
 
+@pytest.mark.slow
 def test_compiled_kernels_move_at_most_two_percent_more_than_the_least(rows):
     assert max(row["moved_over_least"] for row in rows) <= 1.02
     assert {row["reads_per_element"] for row in rows} == {row["writes_per_element"] for row in rows} == {1.0}
@@ -119,6 +120,7 @@ def test_compiled_kernels_move_at_most_two_percent_more_than_the_least(rows):
     assert [row["launches"] for row in rows if row["kernel"].startswith("weight_prep_multi")] == [1, 1]
 
 
+@pytest.mark.slow
 def test_the_table_says_what_it_comes_to(rows):
     console = Console(record=True, width=230, file=SimpleNamespace(write=lambda text: None, flush=lambda: None))
     failed = {**rows[0], "ok": False, "error": "no such GPU"}

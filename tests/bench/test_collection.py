@@ -100,6 +100,7 @@ def test_a_results_file_s_folder_is_made_and_an_old_file_stays_until_there_are_r
     assert old.read_text() == "yesterday's"
 
 
+@pytest.mark.slow
 def test_benchmark_only_runs_the_suites_and_not_the_tests_also_of_a_net_without_dirac_layers_with_a_budget():
     result = pytest_here("--collect-only", "-q", "--benchmark-only", "--nets", "RepVGG-A0", "--budget", "1")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -116,6 +117,7 @@ def test_the_clock_of_the_suites_stands_before_a_mark_of_the_test_s_own(request)
     assert request.node.get_closest_marker("benchmark").kwargs == {"timer": REPLAY}
 
 
+@pytest.mark.slow
 def test_options_that_select_nothing_together_are_an_error():
     """Weights are prepared without products, so nothing is run in TF32; each option by itself is a good one."""
     result = pytest_here("bench/test_weight_prep.py", "--dtypes", "tf32", *SMALL)
@@ -123,6 +125,7 @@ def test_options_that_select_nothing_together_are_an_error():
     assert "the options together select no measurement" in result.stderr
 
 
+@pytest.mark.slow
 def test_without_pytest_benchmark_the_tests_run_and_the_suites_say_what_is_missing():
     assert collected_folders("-p", "no:benchmark", *ONE_TEST_FILE) == {"tests"}
     result = pytest_here("-p", "no:benchmark", "bench/test_weight_prep.py")
@@ -140,6 +143,7 @@ def results(tmp_path_factory) -> dict:
     return json.loads(text)
 
 
+@pytest.mark.slow
 def test_results_hold_raw_samples_and_their_description(results):
     for benchmark in results["benchmarks"]:
         stats, info = benchmark["stats"], benchmark["extra_info"]
@@ -154,6 +158,7 @@ def test_results_hold_raw_samples_and_their_description(results):
     assert {b["extra_info"]["pass"] for b in results["benchmarks"]} == {"forward", "forward_backward"}
 
 
+@pytest.mark.slow
 def test_results_hold_environment_accuracy_and_what_was_not_run(results):
     assert " bench/test_weight_prep.py " in results["environment"]["command"]
     checked = {(entry["contender"], entry["tensor"], entry["dtype"]) for entry in results["accuracy"]}

@@ -42,7 +42,7 @@ def test_a_stage_that_crashes_ends_itself_and_not_the_visit(tmp_path, monkeypatc
 
 
 def test_a_stage_that_hangs_is_stopped_with_its_children(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.gpu.visit.GRACE", 0.5)
+    monkeypatch.setattr("bench.gpu.visit.SECONDS_TO_END", 0.5)
     code = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

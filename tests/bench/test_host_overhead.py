@@ -5,7 +5,7 @@ import torch
 
 from bench import host_calls
 from bench import test_host_overhead as suite
-from bench.host_calls import ONE_LAYER, PASSES, Subject, calls_of, subjects
+from bench.host_calls import HOST_PASSES, ONE_LAYER, Subject, calls_of, subjects
 from bench.timing import Samples
 from tests.placement import DEVICE
 from triton_dirac.runtime.launch import Launch
@@ -25,7 +25,7 @@ def test_rows_are_one_layer_and_the_published_nets():
 
 
 @pytest.mark.parametrize("subject", [LAYER, NET], ids=lambda subject: subject.net)
-@pytest.mark.parametrize("direction", PASSES)
+@pytest.mark.parametrize("direction", HOST_PASSES)
 def test_every_contender_is_sampled(subject, direction, monkeypatch):
     monkeypatch.setattr(Launch, "run", lambda self: None)  # samples of the interpreter would take minutes
     monkeypatch.setattr(host_calls, "ROUNDS", 3)

@@ -138,6 +138,7 @@ def suites(*more, start=subprocess.run, **options):
     return start(command, cwd=ROOT, env={**environment, "OMP_NUM_THREADS": "1"}, text=True, **options)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_a_run_comes_to_its_end_and_measures_no_row_twice(tmp_path):
     """SIGKILL, then SIGTERM, after every few results, then --resume: all rows are there, each once."""
     results = tmp_path / "results.json"

@@ -32,7 +32,7 @@ def test_rounding_the_output_costs_both_forms_alike():
     assert found["split", precision.ROUNDED] < found["materialised", precision.ROUNDED]
 
 
-@pytest.mark.parametrize("form", precision.FORMS)
+@pytest.mark.parametrize("form", precision.CONTENDERS)
 def test_forms_are_what_they_are_called(form):
     image, weight = torch.randn(2, 16, 8, 8).bfloat16(), torch.randn(24, 16, 3, 3)
     alpha, beta = torch.randn(24), torch.randn(24)

@@ -55,6 +55,7 @@ def covering(jobs: list[Job]) -> list[Job]:
     return chosen
 
 
+@pytest.mark.slow
 def test_the_heaviest_configs_fit_and_do_not_spill():
     every = configs.jobs_of(dtypes=("bfloat16", "float32"))
     jobs = covering(heaviest(every))

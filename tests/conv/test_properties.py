@@ -79,6 +79,7 @@ def check(problem: dict, dtype: torch.dtype, layout: torch.memory_format) -> Non
         assert_as_good_as_torch(f"{name} of {problem}", actual[name], theirs, in_dtype[name], atol)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -10,7 +10,7 @@ import pytest
 from reports.__main__ import main
 from tests.reports.reports_data import compile_table, gpu_like_results, loop_table
 
-pytestmark = pytest.mark.cpu
+pytestmark = [pytest.mark.cpu, pytest.mark.slow]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PHONE, WIDE = {"width": 375, "height": 800}, {"width": 1600, "height": 1000}
 

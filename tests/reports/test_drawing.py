@@ -10,6 +10,7 @@ import pytest
 
 from tests.reports.reports_data import benchmark, check
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PLACE = ("conv", "fprop", "Net", "layer", "bfloat16")
 STYLE = b"axes.grid: True\naxes.facecolor: black\nsavefig.transparent: True\nfont.family: monospace\n"

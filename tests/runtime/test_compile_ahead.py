@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def own_environment(cache):
     """Of a process that compiles, with a cache of its own."""

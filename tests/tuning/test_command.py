@@ -13,6 +13,7 @@ from triton_dirac.tuning import __main__ as command
 ONE_LAYER = ["--nets", "DiracNet-34-2", "--layers", "5x128x8x8", "--passes", "wgrad", "--batch", "5"]
 
 
+@pytest.mark.slow
 def test_compiles_without_a_gpu_and_not_a_second_time(tmp_path):
     arguments = ["--compile-only", "--target", "cuda:90", *ONE_LAYER, "--cache", str(tmp_path)]
 

@@ -16,7 +16,7 @@ from triton_dirac.weight_prep import multi as weight_prep_multi
 from triton_dirac.weight_prep.address_tables import DescriptorTables
 from triton_dirac.weight_prep.layers import ALIGNMENT, Flat, LayerSpec, LayersPlan, packed
 from triton_dirac.weight_prep.multi import plan_weight_prep_multi, plan_weight_prep_multi_backward
-from triton_dirac.weight_prep.single import TILE, is_channels_last, weight_prep, weight_prep_backward
+from triton_dirac.weight_prep.single import PROGRAM_ELEMENTS, is_channels_last, weight_prep, weight_prep_backward
 
 FORWARD, BACKWARD = weight_prep_multi.weight_prep_multi, weight_prep_multi.weight_prep_multi_backward
 
@@ -280,7 +280,7 @@ def test_every_row_is_in_one_tile_and_tiles_are_alike(shapes):
     for tile in plan.tiles:
         index, kind, first = tile & 0xFFFF, tile >> 16 & 0xFFFF, tile >> 32
         *_, per_program, block, loop = plan.kinds[kind]
-        assert loop or TILE <= per_program * block <= 8192
+        assert loop or PROGRAM_ELEMENTS <= per_program * block <= 8192
         taken = {(index, row) for row in range(first, min(first + per_program, shapes[index][0]))}
         assert taken
         assert not rows & taken

@@ -28,7 +28,7 @@ from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.targets import Target, target_of
 
-TILE = 2048  # elements of a tile: 16 a thread, two 16-byte loads of a 16-bit dtype
+TILE_ELEMENTS = 2048  # elements of a tile: 16 a thread, two 16-byte loads of a 16-bit dtype
 DIRECT_SPLIT_BYTES = 16 * 2**20  # float32 planes of the direct wgrad, at most
 
 
@@ -196,7 +196,7 @@ def _geometry(problem: ConvProblem) -> dict[str, int]:
 def _blocks(channels: int) -> dict[str, int]:
     """128 channels are 16 threads' vectors of a 16-bit dtype; fewer channels leave room for more pixels."""
     width = min(128, triton.next_power_of_2(channels))
-    return {"BLOCK_PIXELS": min(256, TILE // width), "BLOCK_CHANNELS": width}
+    return {"BLOCK_PIXELS": min(256, TILE_ELEMENTS // width), "BLOCK_CHANNELS": width}
 
 
 def plan_direct_fprop(x: Tensor, w: Tensor, y: Tensor, problem: ConvProblem, epilogue: Epilogue) -> list[Launch]:

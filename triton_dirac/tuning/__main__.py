@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import triton
 
+from triton_dirac.functional import FORMS
 from triton_dirac.models import DIRACNETS
 from triton_dirac.runtime import compile_ahead, compiled_cache, timings
 from triton_dirac.runtime.compile_ahead import Outcome, Plan
@@ -24,7 +25,7 @@ from triton_dirac.runtime.targets import TARGETS
 from triton_dirac.tuning.preparation import preparation_plans
 from triton_dirac.tuning.progress import Progress
 from triton_dirac.tuning.run import compile_works, tune
-from triton_dirac.tuning.work import DTYPES, FORMS, PASSES, Work, works_of
+from triton_dirac.tuning.work import PASSES, STORAGE, Work, works_of
 
 PREP = "prep"
 
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of --compile-only: {_named(TARGETS)}",
     )
     add("--nets", type=_listed(tuple(DIRACNETS)), default=list(DIRACNETS), help=_named(DIRACNETS) + "; default: all")
-    add("--dtypes", type=_listed(tuple(DTYPES)), default=["bfloat16"], help=_named(DTYPES) + "; default: bfloat16")
+    add("--dtypes", type=_listed(tuple(STORAGE)), default=["bfloat16"], help=_named(STORAGE) + "; default: bfloat16")
     forms = "; default: split. materialised is also any plain convolution"
     add("--forms", type=_listed(FORMS), default=["split"], help=_named(FORMS) + forms)
     add(
@@ -97,7 +98,7 @@ def _selected(options: argparse.Namespace) -> tuple[list[Work], dict[str, Plan]]
         if PREP in options.passes and not options.layers:
             for form in options.forms:
                 for dtype in options.dtypes:
-                    plans = preparation_plans(model, DTYPES[dtype], form)
+                    plans = preparation_plans(model, STORAGE[dtype], form)
                     others |= {f"{name} {what}": plan for what, plan in plans.items()}
     return list(works), others
 

@@ -24,9 +24,8 @@ from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.targets import Target
 
 PASSES = ("fprop", "dgrad", "wgrad")
-FORMS = ("split", "materialised")
 # "float32" is multiplied as IEEE has it, "tf32" are the same tensors.
-DTYPES = {
+STORAGE = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
@@ -46,7 +45,7 @@ class Work:
 
     @property
     def storage(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+        return STORAGE[self.dtype]
 
     @property
     def label(self) -> str:

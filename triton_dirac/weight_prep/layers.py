@@ -15,9 +15,9 @@ from triton_dirac.runtime.memory import sharing
 from triton_dirac.runtime.plan import Plan
 from triton_dirac.weight_prep.single import Filters, RowTile, norm_dtype
 
-ALIGNMENT = 128  # bytes, of every layer's place in a flat output
+LAYER_ALIGNMENT = 128  # bytes, of every layer's place in a flat output
 
-TRITON_DTYPES = {
+TL_DTYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
     torch.float32: tl.float32,
@@ -89,7 +89,7 @@ class Flat:
             strides[dim] = step
             step *= shape[dim]
         self._places.append(_Place(dtype, shape, own or tuple(strides), offset // dtype.itemsize))
-        self.bytes += triton.cdiv(step * dtype.itemsize, ALIGNMENT) * ALIGNMENT
+        self.bytes += triton.cdiv(step * dtype.itemsize, LAYER_ALIGNMENT) * LAYER_ALIGNMENT
         return offset
 
     def empty(self, device: torch.device) -> Tensor:
@@ -160,7 +160,7 @@ def _kind(spec: LayerSpec, tile: RowTile, backward: bool) -> tuple[Any, ...]:
     types = (spec.weight, alpha, spec.beta, spec.other, spec.norm, spec.dbeta)
     steps = int(not spec.alpha_shared), int(not spec.beta_shared)
     return (
-        *(TRITON_DTYPES[t] for t in types),
+        *(TL_DTYPES[t] for t in types),
         spec.aligned, *steps, spec.weight_last, spec.other_last,
         *tile.constexprs.values(),
     )  # fmt: skip

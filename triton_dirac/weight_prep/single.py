@@ -28,7 +28,7 @@ from triton_dirac.weight_prep.rows import backward_rows, prepare_rows
 # Warps and tile depend on the row alone and nothing is contracted, so that a row is summed in the same order
 # alone and among other layers. change_layout needs more than one warp.
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
-TILE = 4096  # elements of a program, 16 a thread: short rows are taken several at once
+PROGRAM_ELEMENTS = 4096  # elements of a program, 16 a thread: short rows are taken several at once
 LEAST_BLOCK = 32  # columns; bounds the rows of a program, of which each thread keeps alpha, beta, norm, ...
 # Longest row that is kept in registers, 32 elements a thread, of 32 bits and of 64 (backward keeps two such
 # rows). Longer rows are read a second time.
@@ -107,7 +107,7 @@ class RowTile:
         if length > longest:
             return cls(1, longest, True, align)
         block = max(LEAST_BLOCK, triton.next_power_of_2(length))
-        return cls(max(1, TILE // block), block, False, align)
+        return cls(max(1, PROGRAM_ELEMENTS // block), block, False, align)
 
     @property
     def constexprs(self) -> dict[str, Any]:
