@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import io
 import json
 import statistics
@@ -122,7 +123,11 @@ def measure(net: nn.Module, test: TensorSplit) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    for needed in ("onnxruntime", "onnxscript"):  # said before the training, and not after
+        if importlib.util.find_spec(needed) is None:
+            parser.error(f"{needed} is not installed: pip install {needed}")
     given = " ".join(sys.argv[1:] if arguments is None else arguments)
     now = environment(f"python -m bench.quantisation {given}".strip())
     data, chosen = open_data("digits"), options_for("digits", options.net, epochs=options.epochs, channels_last=True)

@@ -89,10 +89,11 @@ def draw_depth(trainings: Trainings) -> Figure:
         list(first), [v[0] for v in first.values()], color=STYLES["Dirac"][0], linestyle="--", label="float32"
     )
     by_depth.set(xlabel="depth", ylabel="test accuracy, %", title="mean and range of the seeds")
-    by_time.set(xlabel="seconds of one core, a training", title="the same against time", xscale="log")
+    by_time.set(xlabel="seconds of one core, a training", title="against time, shallow to deep", xscale="log")
     by_time.set_xticks(TIMES, [str(time) for time in TIMES])
     by_time.minorticks_off()
-    in_bfloat16.set(xlabel="depth", title="DiracNets of the first seed")
+    in_bfloat16.set(xlabel="depth", ylabel="test accuracy, %", title="DiracNets of the first seed")
+    in_bfloat16.locator_params(axis="y", nbins=5)
     for axes in (by_depth, in_bfloat16):
         axes.set_xscale("log")
         depths = sorted({training["depth"] for training in trainings})
@@ -135,20 +136,19 @@ def draw_published(rows: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(10, 6), layout="constrained")
     for line, dataset in zip(figure.subplots(2, 2), ("CIFAR-10", "ImageNet top-1"), strict=True):
         for axes, size in zip(line, ("depth", "parameters"), strict=True):
-            for row in rows:
-                for result in row["results"]:
-                    if result["dataset"] == dataset:
-                        _mark(axes, row, result, size)
+            marks = [(row, result) for row in rows for result in row["results"] if result["dataset"] == dataset]
+            most = max((_size(row, size) for row, _ in marks), default=0.0)
+            for row, result in marks:
+                _mark(axes, row, result, _size(row, size), most)
             axes.set(
                 ylabel=f"{dataset} error, %",
                 xlabel={"depth": "depth", "parameters": "parameters as printed, millions"}[size],
             )
-            axes.margins(x=0.25, y=0.2)
+            axes.margins(x=0.12, y=0.2)
             if size == "depth":
                 axes.set_xscale("log")
                 axes.minorticks_off()
-                of_these = [row for row in rows if any(r["dataset"] == dataset for r in row["results"])]
-                depths = sorted({row["depth"] for row in of_these})
+                depths = sorted({row["depth"] for row, _ in marks})
                 axes.set_xticks(depths, [str(depth) for depth in depths])
     return figure
 
@@ -157,12 +157,14 @@ def _size(row: dict[str, Any], size: str) -> float:
     return row["depth"] if size == "depth" else row["printed_millions"]
 
 
-def _mark(axes: Axes, row: dict[str, Any], result: dict[str, Any], size: str) -> None:
+def _mark(axes: Axes, row: dict[str, Any], result: dict[str, Any], x: float, most: float) -> None:
+    """A mark and its name: to its right, or to its left where the axis ends."""
     colour = STYLES["Dirac" if row["dirac"] else "plain" if row["name"] == "VGG-16" else "residual"][0]
-    x, y = _size(row, size), result["error"]
-    axes.errorbar([x], [y], yerr=result["spread"], fmt="o" if row["dirac"] else "s", color=colour, markersize=5)
+    marker, y, side = "o" if row["dirac"] else "s", result["error"], -1 if x == most else 1
+    axes.errorbar([x], [y], yerr=result["spread"], fmt=marker, color=colour, markersize=5)
     by = " (He et al.)" if "1603.05027" in result["source"] else ""
-    axes.annotate(row["name"] + by, (x, y), (6, 3), textcoords="offset points", fontsize=7, color=colour)
+    style: dict[str, Any] = {"fontsize": 7, "color": colour, "ha": "left" if side > 0 else "right"}
+    axes.annotate(row["name"] + by, (x, y), (6 * side, 3), textcoords="offset points", **style)
 
 
 # --- tables -------------------------------------------------------------------------------------------------
@@ -208,11 +210,14 @@ def published_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         for result in row["results"]:
-            spread = "" if result["spread"] is None else f" ± {result['spread']}"
+            spread = "" if result["spread"] is None else f" ± {result['spread']:.2f}"
             printed = "–" if row["printed_millions"] is None else f"{row['printed_millions']}M"
             size = [f"{row['depth']}-{row['width']}", f"{row['parameters']:,}", printed]
-            lines.append([row["name"], *size, result["dataset"], f"{result['error']}{spread}", result["source"]])
-    return table(["net", "depth-width", "parameters", "printed", "data", "error, %", "source"], lines)
+            lines.append([row["name"], *size, result["dataset"], f"{result['error']:.2f}{spread}", result["source"]])
+    notes = [f"- {row['name']}: {row['note']}.\n" for row in rows if row["note"] and row["results"]]
+    return table(["net", "depth-width", "parameters", "printed", "data", "error, %", "source"], lines) + (
+        f"\nWhere the net's parameters are not those printed:\n\n{''.join(notes)}" if notes else ""
+    )
 
 
 # --- the page -----------------------------------------------------------------------------------------------

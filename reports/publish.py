@@ -68,7 +68,11 @@ def index(root: Path = PUBLISHED) -> str:
             {"folder": folder.name, "date": date, "machine": machine, "headline": headline, "results": results}
             | {"picture": picture, "words": words.name if words else ""}
         )
-    return render.environment().get_template("published.html.j2").render({"runs": runs})
+    return (
+        render.environment()
+        .get_template("published.html.j2")
+        .render({"runs": runs, "nets": (root / "nets.md").exists()})
+    )
 
 
 def like(path: Path, root: Path = PUBLISHED) -> tuple[Path, bool] | None:

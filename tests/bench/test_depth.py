@@ -102,6 +102,13 @@ def test_the_identity_apart_costs_less(monkeypatch):
     assert not torch.equal(quantisation.with_rounded_filters(whole, 8).stem.conv.weight, whole.stem.conv.weight)
 
 
+def test_what_is_not_installed_is_said_before_the_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quantisation.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    with pytest.raises(SystemExit):
+        quantisation.main(["--output", str(tmp_path)])
+    assert "onnxruntime is not installed: pip install onnxruntime" in capsys.readouterr().err
+
+
 def test_published_rows_are_written(tmp_path):
     assert published.main(["--output", str(tmp_path)]) == 0
     rows = {row["name"]: row for row in json.loads((tmp_path / "published.json").read_text())}

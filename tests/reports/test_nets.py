@@ -6,7 +6,9 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from reports import nets
+from reports.publish import PUBLISHED
 
+ROOT = PUBLISHED.parents[1]
 ENVIRONMENT = {
     "command": "python -m bench.depth --output D", "commit": "0123456789abcdef", "dirty": False, "torch": "2.13",
     "triton": "3.7", "cpu": "a CPU", "date": "2026-01-02T03:04:05",
@@ -43,7 +45,8 @@ def folder(tmp_path):
     write("quantisation/quantisation.json", {"environment": ENVIRONMENT, "net": "a net", "epochs": 3, "rows": rows})
     result = {"dataset": "CIFAR-10", "error": 4.75, "spread": 0.16, "source": "table 2"}
     row = {"name": "DiracNet-28-10", "depth": 28, "width": 10, "dirac": True, "parameters": 36450090}
-    write("nets/published.json", [{**row, "printed_millions": 36.5, "note": "", "results": [result]}])
+    row |= {"printed_millions": 36.5, "note": "why", "results": [result]}
+    write("nets/published.json", [row, {**row, "name": "another", "note": ""}])
     return tmp_path
 
 
@@ -56,6 +59,7 @@ def test_the_page_has_every_table_figure_and_origin(folder):
     assert "| folded whole | 8 bits | 96.00 | 50.0 | 20.00 | – |" in page
     assert "| folded whole | float32 | 96.00 | 50.0 | 20.00 | 95.00 |" in page
     assert "| DiracNet-28-10 | 28-10 | 36,450,090 | 36.5M | CIFAR-10 | 4.75 ± 0.16 | table 2 |" in page
+    assert page.endswith("\n- DiracNet-28-10: why.\n")
     assert "`python -m bench.depth --output D`, commit 0123456789ab, torch 2.13" in page
     for name in ("depth/depth.svg", "depth/factors.svg", "nets/published.svg"):
         assert f"({name})" in page
@@ -80,6 +84,28 @@ def test_a_journal_of_a_run_that_goes_on_is_drawn_too(folder):
     (folder / "depth" / "depth.journal.jsonl").write_text("\n".join(lines) + "\n")
     assert nets.main([str(folder)]) == 0
     assert "| Dirac | 90.5 (90.0–91.0) |" in (folder / "nets.md").read_text()
+
+
+def test_the_published_page_and_the_readmes_table_are_of_the_published_results():
+    page = (PUBLISHED / "nets.md").read_text(encoding="utf-8")
+    assert nets.written(PUBLISHED)[PUBLISHED / "nets.md"] == page
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("### Depth without skip connections")[2].partition("\n### ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[1:]] == ["| Dirac", "| residual", "| plain", "| delta-orthogonal"]
+    assert set(rows) <= set(page.splitlines())
+
+
+def test_names_at_an_axis_end_stand_before_their_marks(folder):
+    rows = [
+        {"name": name, "depth": depth, "dirac": False, "printed_millions": depth / 10, "results": [result]}
+        for name, depth, result in (
+            ("small", 16, {"dataset": "CIFAR-10", "error": 6.0, "spread": None, "source": "a table"}),
+            ("large", 1001, {"dataset": "CIFAR-10", "error": 5.0, "spread": 0.1, "source": "a table"}),
+        )
+    ]
+    for axes in nets.draw_published(rows).axes[:2]:
+        assert {text.get_text(): text.get_ha() for text in axes.texts} == {"small": "left", "large": "right"}
 
 
 def test_a_folder_without_results_is_refused(tmp_path, capsys):

@@ -49,6 +49,13 @@ def test_the_index_lists_runs_newest_first_with_their_headlines(tmp_path, root):
     assert "its results were not kept" in text
 
 
+def test_the_index_leads_to_the_page_of_whole_nets_where_there_is_one(root):
+    root.mkdir()
+    assert "nets.md" not in publish.index(root)
+    (root / "nets.md").write_text("")
+    assert 'href="nets.md"' in publish.index(root)
+
+
 def test_a_new_run_is_compared_with_the_last_of_a_like_machine(tmp_path, root, monkeypatch, capsys):
     monkeypatch.setattr(publish, "PUBLISHED", root)
     monkeypatch.setattr(publish.like, "__defaults__", (root,))
