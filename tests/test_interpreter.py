@@ -70,3 +70,24 @@ def test_numpys_dtypes_are_tritons():
     assert names["int1"] == names["<['4'], int1>"] == "bool"
     assert names["bf16"] == "uint16"
     assert names["pointer<fp32>"] == "uint64"
+
+
+@triton.jit
+def _cast_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(y_ptr + at, tl.load(x_ptr + at).to(y_ptr.dtype.element_ty))
+
+
+@pytest.mark.parametrize("source, target", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_bfloat16_is_read_and_rounded_as_torch_does(source, target):
+    """Of all bit patterns: subnormal numbers, ties, infinities and NaN among them."""
+    bits = torch.arange(2**16, dtype=torch.int32)
+    x = (bits << 16).view(torch.float32)
+    if source is torch.bfloat16:
+        x = x.bfloat16()
+    else:
+        x = torch.cat([x, ((bits << 16) + 0x7FFF).view(x.dtype), ((bits << 16) + 0x8000).view(x.dtype)])
+        x = torch.cat([x, x.new_zeros(2**16)])
+    y = torch.empty_like(x, dtype=target)
+    Launch(_cast_kernel, (1,), {"x_ptr": x, "y_ptr": y}, {"BLOCK": len(x)}).run()
+    torch.testing.assert_close(y, x.to(target), rtol=0, atol=0, equal_nan=True)

@@ -163,8 +163,6 @@ def compare(name: str, actual: Tensor, expected: Expected, narrowest: torch.dtyp
     # Flushing subnormal numbers is allowed, in the arguments and of the result.
     flush = max_error(flushed[finite], exact[finite]) + 4 * torch.finfo(actual.dtype).tiny
     rounding = max(ABSOLUTE[narrowest], ABSOLUTE[actual.dtype])
-    if narrowest is torch.bfloat16 and actual.is_cpu:
-        rounding *= 2  # Triton's interpreter cuts float32 off where hardware rounds
     atol = rounding * largest + flush
     assert_as_good_as_torch(name, actual[finite], exact[finite], by_torch[finite], atol)
 

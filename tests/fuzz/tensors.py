@@ -60,8 +60,8 @@ def _fill(content: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -
         return values.zero_().neg()
     if content == "subnormal":
         return values * (limits.tiny / 4)
-    if content == "huge":
-        return values * math.sqrt(limits.max)
+    if content == "huge":  # their squares overflow, in the dtype though not in the definition's float64
+        return values * min(math.sqrt(limits.max), 1e100)
     if values.numel() and content != "normal":
         at = values[seed % values.shape[0]]
         if content == "a zero row":
