@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from bench.suite import STORAGE, Row
+from bench.suite import Row
+from triton_dirac.tuning.work import STORAGE
 
 # Most worth first: (suite, pass), within the first dtype, then within the next.
 SUITES = (
