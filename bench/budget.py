@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from bench.nets import FIRST_NETS
-from bench.suite import STORAGE, Row
+from bench.suite import Row
+from triton_dirac.tuning.work import STORAGE
 
 # Most worth first: (suite, pass, nets; None: any), within the first dtype, then within the next. The rest comes last.
 SUITES = (

@@ -13,8 +13,8 @@ from functools import partial
 
 import torch
 
-from bench.suite import STORAGE
 from triton_dirac.runtime.device_time import Call, Device, device_seconds
+from triton_dirac.tuning.work import STORAGE
 
 COPIED = 2**30  # bytes, read once and written once
 SIZE = 8192  # rows and columns of the matrices

@@ -144,7 +144,9 @@ CONV = (
 Convolve = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def _block(convolve: Callable[[Work], Convolve], layout=LAST, is_compiled: bool = False) -> Build:
+def _block(
+    convolve: Callable[[Work], Convolve], layout: torch.memory_format = LAST, is_compiled: bool = False
+) -> Build:
     def build(work: Work) -> Callable[[], Results]:
         run = convolve(work)
         gamma, shift = work.inputs["gamma"], work.inputs["shift"]

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.suite import STORAGE, Contender, Row
+from bench.suite import Contender, Row
 from triton_dirac.runtime.launch import Launch
+from triton_dirac.tuning.work import STORAGE
 from triton_dirac.weight_prep import cpu as cpu_prep
 
 # They return memory and do not touch it.

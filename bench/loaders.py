@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from bench.suite import STORAGE, Build, Results, Work
+from bench.suite import Build, Results, Work
 from triton_dirac.conv import configs as conv_configs
 from triton_dirac.conv import dgrad_configs as dgrad_tuning
 from triton_dirac.conv import fprop_configs as fprop_tuning
@@ -27,6 +27,7 @@ from triton_dirac.conv.wgrad import prepare_wgrad
 from triton_dirac.runtime import autotune
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.targets import TARGETS, Target, target_of
+from triton_dirac.tuning.work import STORAGE
 
 TUNING: dict[str, ModuleType] = {"fprop": fprop_tuning, "dgrad": dgrad_tuning, "wgrad": wgrad_tuning}
 ABSENT_GPU = TARGETS["cuda:90"]  # the first to offer all loaders

@@ -61,7 +61,7 @@ class Work:
         return STORAGE[self.dtype]
 
     @property
-    def geometry(self) -> dict:
+    def geometry(self) -> dict[str, Any]:
         """stride, padding, dilation and groups as ``F.conv2d`` takes them."""
         top, bottom, left, right = self.problem.padding
         if (top, left) != (bottom, right):

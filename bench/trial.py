@@ -20,8 +20,9 @@ from bench.checker import Checker
 from bench.machine import Machine, first_line
 from bench.obstacles import obstacle
 from bench.results import KINDS, Entries, digits
-from bench.suite import STORAGE, Contender, Row, float32_products
+from bench.suite import Contender, Row, float32_products
 from bench.timing import Call, Samples
+from triton_dirac.tuning.work import STORAGE
 
 
 class Trial:

@@ -45,7 +45,7 @@ class Call(NamedTuple):
         return self.problem.stride, self.problem.padding, self.problem.dilation, self.problem.groups
 
 
-def stand_ins(names: tuple[str, ...], required: tuple, optional: tuple = ()) -> tuple:
+def stand_ins(names: tuple[str, ...], required: tuple[Any, ...], optional: tuple[Any, ...] = ()) -> tuple[Any, ...]:
     """What among the arguments is no tensor and takes the whole call instead (``__torch_function__``, as torch.fx's
     stand-ins). Most calls come through here: ordinary tensors must not cost them a microsecond.
 
@@ -61,7 +61,7 @@ def stand_ins(names: tuple[str, ...], required: tuple, optional: tuple = ()) -> 
     return ()
 
 
-def _stand_ins(names: tuple[str, ...], required: tuple, optional: tuple) -> tuple:
+def _stand_ins(names: tuple[str, ...], required: tuple[Any, ...], optional: tuple[Any, ...]) -> tuple[Any, ...]:
     others = []
     for index, (name, tensor) in enumerate(zip(names, (*required, *optional), strict=True)):
         may_be_none = index >= len(required)
@@ -74,7 +74,7 @@ def _stand_ins(names: tuple[str, ...], required: tuple, optional: tuple) -> tupl
     return tuple(others)
 
 
-def spelled(options: tuple) -> bytes | None:
+def spelled(options: tuple[Any, ...]) -> bytes | None:
     """The arguments that are no tensors as bytes, which tell 2 from 2.0 and True, though these are equal keys. None for
     arguments that are not plain values, and for torch.compile: their calls are not remembered."""
     if torch.compiler.is_compiling():
@@ -195,7 +195,10 @@ def _no_pair(name: str, value: Any, least: int) -> str:
     return f"{name} must be a {kind} integer or a pair of them, got {value!r}"
 
 
-def check_call(input, weight, bias, alpha, stride, padding, dilation, groups, activation, precision) -> Call:
+def check_call(
+    input: Any, weight: Any, bias: Any, alpha: Any,
+    stride: Any, padding: Any, dilation: Any, groups: Any, activation: Any, precision: Any,
+) -> Call:  # fmt: skip
     """The convolution that the arguments of ``conv2d`` describe, its geometry exact; a lone image is a batch of one."""
     check_memory(input=input, weight=weight, bias=bias, alpha=alpha)
     _check_choice("activation", activation, ACTIVATIONS)
@@ -231,7 +234,9 @@ def _pair(name: str, value: IntOrPair, least: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4096)
-def _resolve(input_shape, weight_shape, stride, padding, dilation, groups) -> ConvProblem:
+def _resolve(
+    input_shape: tuple[int, ...], weight_shape: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: Any
+) -> ConvProblem:
     """The checked problem; cached, since a training step repeats its few problems."""
     if len(weight_shape) != 4:
         raise ValueError(f"weight must have shape (K, C / groups, R, S), got {weight_shape}")
@@ -261,7 +266,9 @@ def _resolve(input_shape, weight_shape, stride, padding, dilation, groups) -> Co
     return problem
 
 
-def _sides(padding, stride, dilation, window) -> tuple[int, int, int, int]:
+def _sides(
+    padding: Any, stride: tuple[int, int], dilation: tuple[int, int], window: tuple[int, ...]
+) -> tuple[int, int, int, int]:
     """Padding as (top, bottom, left, right). "same" puts the odd pixel last, as torch does."""
     if not isinstance(padding, str):
         vertical, horizontal = _pair("padding", padding, 0)
@@ -283,7 +290,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be floating-point, got {tensor.dtype}")
 
 
-def check_dirac_arguments(weight, alpha, beta, eps, groups, ranks) -> None:
+def check_dirac_arguments(weight: Tensor, alpha: Any, beta: Any, eps: Any, groups: Any, ranks: Sequence[int]) -> None:
     if weight.dim() not in ranks:
         window = "R, S" if ranks == (4,) else "*window"
         raise ValueError(f"weight must have shape (K, C / groups, {window}), got {tuple(weight.shape)}")

@@ -61,10 +61,10 @@ def pairs_seen(model: nn.Module, example: Any) -> Pairs:
     sources: Neighbours = {}
     outputs: dict[int, tuple[nn.Module, Tensor, int]] = {}
 
-    def after_conv(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def after_conv(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         outputs[id(output)] = module, output, output._version
 
-    def after_norm(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def after_norm(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         source = outputs.pop(id(inputs[0]), None) if inputs else None
         unchanged = source is not None and source[1]._version == source[2]
         sources.setdefault(module, set()).add(source[0] if source is not None and unchanged else None)

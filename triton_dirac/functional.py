@@ -164,7 +164,7 @@ class _Way(NamedTuple):
 _ways: Remembered[_Way] = Remembered()
 
 
-def _way_of(layers, eps, dtype, memory_format, groups, backend) -> _Way:
+def _way_of(layers: Any, eps: Any, dtype: Any, memory_format: Any, groups: Any, backend: str) -> _Way:
     groups = [groups] * len(layers) if isinstance(groups, int) else list(groups)
     checks.check_layers_arguments(layers, eps, groups, dtype, memory_format)
     weights = [weight for weight, _, _ in layers]
@@ -178,7 +178,7 @@ def _way_of(layers, eps, dtype, memory_format, groups, backend) -> _Way:
     return _Way(kind, [dtype or weight.dtype for weight in weights], layouts, groups, net)
 
 
-def _by_cpu_kernels(layers, way: _Way, eps: float, identity: bool) -> list[Tensor]:
+def _by_cpu_kernels(layers: Sequence[Sequence[Tensor]], way: _Way, eps: float, identity: bool) -> list[Tensor]:
     prepared = cpu_prep.dirac_weights(layers, way.net, eps=eps, identity=identity)  # type: ignore[arg-type]
     return [
         tensor.to(dtype).contiguous(memory_format=layout)
@@ -345,7 +345,9 @@ def _format(dim: int, channels_last: bool) -> torch.memory_format:
     return formats.get(dim, torch.contiguous_format) if channels_last else torch.contiguous_format
 
 
-def use_triton(backend: str, dtype: torch.dtype, device: torch.device, accepted: tuple = TRITON_DTYPES) -> bool:
+def use_triton(
+    backend: str, dtype: torch.dtype, device: torch.device, accepted: tuple[torch.dtype, ...] = TRITON_DTYPES
+) -> bool:
     """Whether the Triton kernels are to run; an error where they are asked for and cannot."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")

@@ -41,8 +41,9 @@ def positive_integer(name: str, value: Any) -> int:
 
 
 def check_arguments(
-    dims, in_channels, out_channels, kernel_size, padding, dilation, bias, stride, groups, dtype
-) -> Arguments:
+    dims: int, in_channels: Any, out_channels: Any, kernel_size: Any,
+    padding: Any, dilation: Any, bias: Any, stride: Any, groups: Any, dtype: Any,
+) -> Arguments:  # fmt: skip
     channels = {"in_channels": in_channels, "out_channels": out_channels}
     channels = {name: positive_integer(name, value) for name, value in channels.items()}
     groups = positive_integer("groups", groups)

@@ -59,9 +59,9 @@ class Prepared(NamedTuple):
 
     filters: Tensor
     alpha: Tensor | None
-    state: tuple
+    state: tuple[Any, ...]
 
-    def __deepcopy__(self, memo: dict) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -226,13 +226,14 @@ class _DiracConv(nn.modules.conv._ConvNd):
     def _check_foldable(self) -> None:
         check_foldable(self, {1: DiracConv1d, 2: DiracConv2d, 3: DiracConv3d}[self.dims])
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "delta"] = self.delta
 
     def _load_from_state_dict(
-        self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ) -> None:
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
         # Changed in place, as torch's own modules do: load_state_dict has made a copy, and what hooks add to it, as
         # parametrizations.weight_norm's does for checkpoints of the older weight_norm, must reach the submodules.
         delta = state_dict.pop(prefix + "delta", None)
@@ -359,7 +360,7 @@ class DiracConv3d(_DiracConv, nn.Conv3d):
 # --- pieces -----------------------------------------------------------------------------------------------
 
 
-def state_of(weight: Tensor, alpha: Tensor, beta: Tensor) -> tuple:
+def state_of(weight: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Any, ...]:
     """What tells whether they are still those, and as they were, that filters were prepared from."""
     now: Any = None  # unknown to who compiles
     if not torch.compiler.is_compiling():

@@ -56,7 +56,8 @@ def dirac_weight(
         delta = dirac_delta(tuple(weight.shape), groups, dtype=wide.dtype, device=weight.device)
         # Not alpha * delta: an infinite alpha would turn the zeros into NaN where filters have no identity.
         scaled = scaled + torch.where(delta != 0, alpha.view(rows).to(wide.dtype), delta)
-    return scaled.to(weight.dtype)
+    prepared: Tensor = scaled.to(weight.dtype)
+    return prepared
 
 
 def conv2d(

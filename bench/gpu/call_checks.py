@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import triton_dirac as td
 from bench.accuracy import Error, check, max_error
-from bench.suite import STORAGE
 from triton_dirac import reference
 from triton_dirac.conv.epilogue import ACTIVATIONS
+from triton_dirac.tuning.work import STORAGE
 
 Run = Callable[[torch.device], list[Error]]
 LAST = torch.channels_last

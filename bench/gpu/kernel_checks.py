@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.accuracy import Error, check, max_error
-from bench.suite import STORAGE, float32_products
+from bench.suite import float32_products
 from triton_dirac import reference
 from triton_dirac.conv import dgrad_configs, fprop_configs, wgrad_configs
 from triton_dirac.conv.config import Config
@@ -23,6 +23,7 @@ from triton_dirac.conv.fprop import fprop
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad import wgrad
 from triton_dirac.runtime.targets import Target, target_of
+from triton_dirac.tuning.work import STORAGE
 
 ONE = (1, 1, 1, 1)
 # Batches that fill tiles of one pixel of many images, and such that do not; tails of rows, columns and channels;

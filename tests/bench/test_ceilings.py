@@ -13,9 +13,10 @@ from bench.journal import Journal
 from bench.machine import DeviceLostError, Machine
 from bench.options import Selection
 from bench.results import KINDS
-from bench.suite import STORAGE, Contender
+from bench.suite import Contender
 from bench.timing import EVENTS, WALL_COLD, Samples
 from tests.scripted_gpu import Clock, FakeGpu
+from triton_dirac.tuning.work import STORAGE
 
 KEY = ("conv", "fprop", "DiracNet-18", "64x56x56-64 3x3", "bfloat16")
 
