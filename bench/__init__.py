@@ -5,6 +5,7 @@ What is compared:
     nets         the nets, registered in one place      layers       their convolutions
     net_weights  all Dirac layers of a net as one       suite        what a suite computes, its true result
     contenders, net_contenders, peers, loaders          the implementations
+    net_training, net_inference                         of whole nets
 
 How a row is measured:
 
@@ -21,6 +22,7 @@ What remains:
     budget       what comes first, and what still fits  environment  what it ran on
     options      what the command line selects          conftest     all of it, tied into pytest
 
-``precision``: what bfloat16 leaves of small filters. ``compile``: kernels for GPUs that are not here. Needs the extra
-``bench``. Results go to ``--benchmark-json``; the package ``reports`` reads them.
+``precision``: what bfloat16 leaves of small filters. ``depth``, ``quantisation``, ``published``: whole nets' accuracy.
+``compile``: kernels for GPUs that are not here. Needs the extra ``bench``. Results go to ``--benchmark-json``; the
+package ``reports`` reads them.
 """

@@ -30,6 +30,7 @@ from triton_dirac.modules import DiracConv2d
 
 PARTS = ("filters", "alpha", "beta", "rest")
 STEPS_PER_SAMPLE = 4
+LEAST_SAMPLES = 5  # of steps that take seconds: of fewer no interval is known, and so no verdict
 LAST = torch.channels_last
 WHOLE_STEPS = "wall clock of whole steps"
 
@@ -234,7 +235,7 @@ class StepTimer:
 
 
 def step_samples(calls: Mapping[str, Call]) -> Outcomes:
-    return interleaved(calls, StepTimer, budget=3.0, least=3, most=20)
+    return interleaved(calls, StepTimer, budget=3.0, least=LEAST_SAMPLES, most=20)
 
 
 def _on_a_cpu(problem: Training, dtype: str, direction: str, device: torch.device) -> str | None:
