@@ -55,7 +55,7 @@ def _works(benchmarks: Iterable[Mapping[str, Any]]) -> dict[Work, Mapping[str, A
     for info in (entry["extra_info"] for entry in benchmarks):
         if info["contender"].startswith("triton"):
             for direction in CONVOLUTIONS.get((info["suite"], info["pass"]), ()):
-                sizes = {
+                sizes: dict[str, Any] = {
                     name: tuple(size) if isinstance(size, list) else size for name, size in info["problem"].items()
                 }
                 works.setdefault(Work(direction, ConvProblem(**sizes), info["dtype"], identity=False), info)
