@@ -177,9 +177,10 @@ def _refuse_extremes(path: Path, content: Any) -> None:
         for whole in dict.fromkeys(value for value in level if isinstance(value, int)):
             if abs(whole) > LARGEST:
                 raise ReportError(f"{path}: a whole number of {len(str(whole))} digits; accepted are those up to 1e300")
-        objects, lists = ([value for value in level if isinstance(value, kind)] for kind in (dict, list))
-        level = [part for value in objects for pair in value.items() for part in pair]
-        level += [part for value in lists for part in value if not isinstance(part, float)]  # most are samples
+        named = [part for value in level if isinstance(value, dict) for pair in value.items() for part in pair]
+        # Most of a file are samples, which are looked at later.
+        listed = [part for value in level if isinstance(value, list) for part in value if not isinstance(part, float)]
+        level = named + listed
     if level:
         raise ReportError(f"{path}: nested deeper than {DEEPEST} levels; {ACCEPTED}")
 

@@ -147,10 +147,23 @@ def test_print_leaves_controls_out_and_shows_what_is_closed(opened):
     assert page.locator("#layers tr[data-text]").first.is_visible()
 
 
-@pytest.mark.parametrize("scheme, viewport", [("light", PHONE), ("dark", WIDE)], ids=["light phone", "dark wide"])
+def test_paper_has_the_tables_and_pictures_of_a_wide_screen(opened):
+    """A4 between margins is 700 px, which on a screen would be a phone's: a hundred pages instead of forty."""
+    page = opened(viewport={"width": 700, "height": 1000})
+    page.emulate_media(media="print")
+    assert page.locator("figure .wide").first.is_visible()
+    assert page.locator("figure .narrow").first.is_hidden()
+    for table in page.locator("#layers table").all()[:3]:
+        assert table.evaluate("table => getComputedStyle(table).display") == "table"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
+
+
+@pytest.mark.parametrize("viewport", [PHONE, WIDE], ids=["phone", "wide"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(opened, scheme, viewport):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
     page = opened(color_scheme=scheme, viewport=viewport)
-    page.evaluate("document.querySelectorAll('#layers details').forEach((part, at) => { part.open = at < 1; })")
+    for section in ("layers", "tuning", "compiled"):
+        page.evaluate(f"document.querySelector('#{section} details').open = true")
     found = axe.Axe().run(page).response["violations"]
     assert not [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
