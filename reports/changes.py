@@ -106,7 +106,9 @@ def compared(
     changes.sort(key=lambda change: (VERDICTS.index(change.verdict), change.ratio or 0))
     together = {name: _together([logs[row] for row in rows]) for name, rows in groups.items()}
     overall = [
-        _judged(Change(name, verdict.AMBIGUOUS), found, None, margin, confidence)
+        _judged(
+            Change(name, verdict.AMBIGUOUS, processes=(len(found[0]), len(found[1]))), found, None, margin, confidence
+        )
         for name, found in together.items() if all(found)
     ]  # fmt: skip
     return Comparison(old, new, [*changes, *_alone(new, old, APPEARED), *_alone(old, new, VANISHED)], overall)
