@@ -7,6 +7,7 @@ so their share is of the short ones: the least time by the nearer of the two cei
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,19 +20,19 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1.0, ""))
 def share(entry: Mapping[str, Any], seconds: float, environment: Mapping[str, Any]) -> float:
     """Of ``entry``'s flops and bytes; NaN where no ceiling is stated."""
     peak, copy = (short(environment, name) for name in (entry["dtype"], "copy"))
-    times = [entry["flops"] / peak, entry["bytes"] / copy]
-    return float(np.nanmax(times)) / seconds if np.isfinite(times).any() else np.nan
+    times = [time for time in (entry["flops"] / peak, entry["bytes"] / copy) if math.isfinite(time)]
+    return max(times) / seconds if times else np.nan
 
 
 def rates(row: Mapping[str, Any]) -> str:
     """545 TFLOP/s · 1.86 TB/s · 69% of the ceiling · peak 1.2 GB · first call 2.1 s, as far as it is known, or ""."""
     known = [
         _with_prefix(row[name], unit) for name, unit in (("flop_per_s", "FLOP/s"), ("bytes_per_s", "B/s"))
-        if row.get(name) and np.isfinite(row[name])
+        if row.get(name) and math.isfinite(row[name])
     ]  # fmt: skip
-    if np.isfinite(row.get("share", np.nan)):
+    if math.isfinite(row.get("share", np.nan)):
         known.append(f"{row['share']:.0%} of the ceiling")
-    if np.isfinite(row.get("peak_bytes", np.nan)):
+    if math.isfinite(row.get("peak_bytes", np.nan)):
         known.append(f"peak {_with_prefix(row['peak_bytes'], 'B')}")
     if row.get("first_call_seconds", np.nan) >= WORTH_SAYING:  # false of NaN
         known.append(f"first call {row['first_call_seconds']:.2g} s")

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from reports import intervals, verdict
 from reports.intervals import FEWEST_SAMPLES as FEWEST
@@ -106,7 +106,9 @@ def compared(
     changes.sort(key=lambda change: (VERDICTS.index(change.verdict), change.ratio or 0))
     together = {name: _together([logs[row] for row in rows]) for name, rows in groups.items()}
     overall = [
-        _judged(Change(name, verdict.AMBIGUOUS), found, None, margin, confidence)
+        _judged(
+            Change(name, verdict.AMBIGUOUS, processes=(len(found[0]), len(found[1]))), found, None, margin, confidence
+        )
         for name, found in together.items() if all(found)
     ]  # fmt: skip
     return Comparison(old, new, [*changes, *_alone(new, old, APPEARED), *_alone(old, new, VANISHED)], overall)
@@ -202,7 +204,7 @@ def _welch(old: np.ndarray, new: np.ndarray, confidence: float) -> tuple[float, 
     if spread == 0:
         return _exp(difference), _exp(difference)
     freedom = parts.sum() ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, (old, new), strict=True))
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * spread
+    half = float(special.stdtrit(freedom, (1 + confidence) / 2)) * spread
     return _exp(difference - half), _exp(difference + half)
 
 
@@ -225,6 +227,5 @@ def _of_medians(old: np.ndarray, new: np.ndarray, confidence: float) -> tuple[fl
 def _covering(samples: np.ndarray, confidence: float) -> tuple[float, float]:
     """The narrowest pair of order statistics that covers the median with at least this confidence."""
     ordered, n = np.sort(samples), len(samples)
-    k = int(stats.binom.ppf((1 - confidence) / 2, n, 0.5))
-    k -= stats.binom.cdf(k - 1, n, 0.5) > (1 - confidence) / 2  # ppf may round up
-    return float(ordered[max(k, 1) - 1]), float(ordered[n - max(k, 1)])
+    k = max(intervals.rank(n, confidence), 1)
+    return float(ordered[k - 1]), float(ordered[n - k])

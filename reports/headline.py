@@ -22,13 +22,19 @@ def _times(report: Report) -> str:
         counts = {word: int(tally.get(word, 0)) for word in verdict.TALLIED}
         text = (
             f"Triton kernels against the baselines: faster in {counts['faster']} of {sum(counts.values())} "
-            f"comparisons, the same in {counts['same']}, slower in {counts['slower']}, "
+            f"comparisons, the same in {counts['same']}, slower in {counts['slower']}{_worst(comparisons)}, "
             f"undecided in {counts['ambiguous']}."
         )
         return text + (f" Wrong, and so without a time: {counts['wrong']}." if counts["wrong"] else "")
     if len(comparisons):
         return "No Triton kernel was timed here; the times compare what this machine can run."
     return "Nothing was timed here."
+
+
+def _worst(comparisons: pd.DataFrame) -> str:
+    """By how much the slowest of ours is slower."""
+    slower = comparisons[comparisons["ours"] & (comparisons["verdict"] == verdict.SLOWER)]
+    return f" ({slower['ratio'].min():.2f}× as fast at worst)" if len(slower) else ""
 
 
 def _why_not(report: Report) -> str:
@@ -41,7 +47,7 @@ def _why_not(report: Report) -> str:
 def _accuracy(report: Report) -> str:
     checks, failed = len(report.results.accuracy), int((~report.results.accuracy["passed"]).sum())
     if not checks:
-        return "No result was compared with float64."
+        return "No result was compared with float64: whether results are right is not in this report."
     if failed:
         return f"{failed} of {checks} comparisons with float64 failed."
     return f"All {checks} comparisons with float64 passed."

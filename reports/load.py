@@ -11,6 +11,7 @@ missing: text columns then hold "", numbers NaN. What is needed and missing, or 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import lzma
 import re
@@ -167,20 +168,21 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _refuse_extremes(path: Path, content: Any) -> None:
-    """What JSON can say and a table or a page cannot hold, wherever it stands."""
-    waiting = [(content, 0)]
-    while waiting:
-        value, depth = waiting.pop()
-        if depth > DEEPEST:
-            raise ReportError(f"{path}: nested deeper than {DEEPEST} levels; {ACCEPTED}")
-        if isinstance(value, dict):
-            waiting += [(part, depth + 1) for pair in value.items() for part in pair]
-        elif isinstance(value, list):
-            waiting += [(part, depth + 1) for part in value]
-        elif isinstance(value, str) and _UNPRINTABLE.search(value):
-            raise ReportError(f"{path}: {_shown(value)} holds a character that no page can show; accepted is text")
-        elif isinstance(value, int) and abs(value) > LARGEST:
-            raise ReportError(f"{path}: a whole number of {len(str(value))} digits; accepted are those up to 1e300")
+    """What JSON can say and a table or a page cannot hold, wherever it stands: looked at level by level."""
+    level = [content]
+    for _ in range(DEEPEST + 1):
+        for text in dict.fromkeys(value for value in level if isinstance(value, str)):
+            if _UNPRINTABLE.search(text):
+                raise ReportError(f"{path}: {_shown(text)} holds a character that no page can show; accepted is text")
+        for whole in dict.fromkeys(value for value in level if isinstance(value, int)):
+            if abs(whole) > LARGEST:
+                raise ReportError(f"{path}: a whole number of {len(str(whole))} digits; accepted are those up to 1e300")
+        named = [part for value in level if isinstance(value, dict) for pair in value.items() for part in pair]
+        # Most of a file are samples, which are looked at later.
+        listed = [part for value in level if isinstance(value, list) for part in value if not isinstance(part, float)]
+        level = named + listed
+    if level:
+        raise ReportError(f"{path}: nested deeper than {DEEPEST} levels; {ACCEPTED}")
 
 
 def _objects(path: Path, content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -283,7 +285,8 @@ def _processes(path: Path, where: str, info: Mapping[str, Any], samples: np.ndar
     is_list = isinstance(sizes, list) and all(_is_whole(size) and size > 0 for size in sizes)
     if not is_list or sum(sizes) != len(samples):
         raise ReportError(f"{path}: {where}: extra_info.samples_per_process must cut stats.data into parts")
-    return np.split(samples, np.cumsum(sizes, dtype=int)[:-1])
+    ends = itertools.accumulate(map(int, sizes), initial=0)
+    return [samples[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _mhz(info: Mapping[str, Any]) -> float | None:
@@ -298,7 +301,9 @@ def _converted(path: Path, row: Mapping[str, Any], columns: Mapping[str, str]) -
     """The row's columns, of their kinds: text is never missing, numbers may be NaN, and only a true that is written
     as such is true."""
     names = ("suite", "kernel", "pass", "net", "layer", "dtype", "contender", "target", "reason")
-    where = " ".join(str(row[name]) for name in names if row.get(name))[:100]
+
+    def where() -> str:
+        return " ".join(str(row[name]) for name in names if row.get(name))[:100]
 
     def of_kind(name: str, kind: str) -> Any:
         value = row.get(name)
@@ -306,17 +311,12 @@ def _converted(path: Path, row: Mapping[str, Any], columns: Mapping[str, str]) -
             return value is True
         if kind == OTHER:
             return value
+        accepted, fits, converted, missing = CONVERSIONS[kind]
         if value is None:
-            return {TEXT: "", PROBLEM: None}.get(kind, np.nan)
-        accepted, fits = {
-            TEXT: ("text", isinstance(value, str) or _is_number(value)),
-            NUMBER: ("a number", _is_number(value)),
-            WHOLE: ("a whole number", _is_whole(value)),
-            PROBLEM: ("an object, its sizes whole numbers", _is_problem(value)),
-        }[kind]
-        if not fits:
-            raise ReportError(f"{path}: {where}: `{name}` is {_shown(value)}; accepted is {accepted}")
-        return {TEXT: str, PROBLEM: dict}.get(kind, float)(value)
+            return missing
+        if not fits(value):
+            raise ReportError(f"{path}: {where()}: `{name}` is {_shown(value)}; accepted is {accepted}")
+        return converted(value)
 
     return {name: of_kind(name, kind) for name, kind in columns.items()}
 
@@ -338,11 +338,22 @@ def _is_number(value: Any) -> bool:
 
 def _is_whole(value: Any) -> bool:
     """Also 3.0: that is how some programs write 3."""
+    if type(value) is int:
+        return abs(value) < 2**53
     return _is_number(value) and abs(value) < 2**53 and float(value).is_integer()
 
 
 def _is_problem(value: Any) -> bool:
     return isinstance(value, Mapping) and all(_is_whole(value[name]) for name in SIZES if name in value)
+
+
+# kind -> (what is accepted, in words and as a check; the value in a frame; what stands for a missing one)
+CONVERSIONS: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any], Any]] = {
+    TEXT: ("text", lambda value: isinstance(value, str) or _is_number(value), str, ""),
+    NUMBER: ("a number", _is_number, float, np.nan),
+    WHOLE: ("a whole number", _is_whole, float, np.nan),
+    PROBLEM: ("an object, its sizes whole numbers", _is_problem, dict, None),
+}
 
 
 def _shown(value: Any) -> str:

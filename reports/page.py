@@ -77,6 +77,7 @@ def suites(report: Report) -> list[dict[str, Any]]:
                 "baseline": part["baseline"].iloc[0],
                 "label": timed_on(report, *part[["run", "device", "clock"]].iloc[0]),
                 "how": part["label"].iloc[0] or "label not stated",
+                "samples": _samples(part),
                 "summed": contenders,
                 "contenders": [name for name in contenders if name in set(means.get("contender", []))],
                 "means": _mean_rows(means),
@@ -283,6 +284,15 @@ def _total_rows(totals: pd.DataFrame, run: float, suite: str) -> list[dict[str, 
         row["cells"][entry["contender"]] = entry
     nets = list(dict.fromkeys(row["net"] for row in rows.values()))
     return sorted(rows.values(), key=lambda row: nets.index(row["net"]))
+
+
+def _samples(part: pd.DataFrame) -> str:
+    """ "15 samples a time", "60 samples a time, from 5 processes": what the intervals are made of."""
+    timed = part[part["samples"] > 0]
+    processes = tables.extent(timed["processes"])
+    return f"{tables.extent(timed['samples'])} samples a time" + (
+        "" if processes == "1" else f", from {processes} processes"
+    )
 
 
 def _batch(part: pd.DataFrame) -> str:

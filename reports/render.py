@@ -62,6 +62,7 @@ def render(report: Report) -> dict[str, str]:
         "suites": page.suites(report),
         "contenders": list(dict.fromkeys(report.comparisons["contender"])),
         "accuracy": _records(report.accuracy),
+        "by_dtype": tables.by_dtype(report.accuracy),
         "precision": precision(report),
         "counted": page.counted(report),
         "moved": _records(report.moved),

@@ -6,6 +6,7 @@ Each may be compressed. What a folder holds must be one run: the same machine, c
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reports import verdict
+from reports import intervals, verdict
 from reports.load import COMPRESSED, ReportError, Results, load
 
 MACHINE = ("gpu", "cpu", "cores")
@@ -56,7 +57,8 @@ class Timed:
 
     def logs(self) -> Logs:
         """The logarithm of each process's median."""
-        return {process: float(np.log(np.median(samples))) for process, samples in self.samples.items()}
+        logs = np.log(intervals.medians(list(self.samples.values())))
+        return dict(zip(self.samples, logs.tolist(), strict=True))
 
     def relative_to(self, other: Timed) -> Logs:
         """The same of its times as multiples of another's, where both are by the same clock in the same process.
@@ -76,7 +78,7 @@ class Timed:
 
 def middle(logs: Logs) -> float:
     """Seconds: the geometric mean of the processes' medians."""
-    return float(np.exp(np.mean(list(logs.values()))))
+    return math.exp(math.fsum(logs.values()) / len(logs))
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports import ceilings
+from reports import ceilings, verdict
 from reports.load import Results
 
 # A clock that falls by more than this from the first to the last measurement makes times hard to compare.
 CLOCK_DRIFT = 0.05
 ENVIRONMENT = {
-    "gpu": "GPU", "driver": "Driver", "cuda": "CUDA", "cpu": "CPU", "cores": "Cores", "threads": "Threads",
-    "torch": "PyTorch", "triton": "Triton", "python": "Python", "platform": "Platform", "commit": "Commit",
-    "command": "Command", "date": "Date",
+    "gpu": "GPU", "driver": "Driver", "cuda": "CUDA", "cudnn": "cuDNN", "cpu": "CPU", "cores": "Cores",
+    "threads": "Threads", "torch": "PyTorch", "triton": "Triton", "python": "Python", "platform": "Platform",
+    "commit": "Commit", "command": "Command", "date": "Date",
 }  # fmt: skip
 ACCURACY = [
     "run", "suite", "contender", "dtype", "executed_by", "checks", "failed", "worst_over_torch", "worst_at",
@@ -58,6 +58,25 @@ def accuracy(results: Results) -> pd.DataFrame:
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     rows.sort(key=lambda row: (row["run"], suites.index(row["suite"])))
     return pd.DataFrame(rows, columns=ACCURACY)
+
+
+def by_dtype(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of ``accuracy``'s summary our kernels' checks by type: whether a type is safe to compute in.
+
+    The worst are NaN where a result was not finite.
+    """
+    ours = summary[np.array([verdict.is_ours(name) for name in summary["contender"]], dtype=bool)]
+    return [
+        {
+            "dtype": dtype,
+            "checks": int(part["checks"].sum()),
+            "failed": int(part["failed"].sum()),
+            "worst_over_torch": part["worst_over_torch"].max(skipna=False),
+            "worst_relative": part["worst_relative"].max(skipna=False),
+            "executed_by": ", ".join(dict.fromkeys(name for name in part["executed_by"] if name)),
+        }
+        for dtype, part in ours.groupby("dtype", sort=False)
+    ]
 
 
 def with_error_ratios(results: Results) -> pd.DataFrame:

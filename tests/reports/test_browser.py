@@ -9,6 +9,7 @@ import pytest
 
 from reports.__main__ import main
 from tests.reports.reports_data import compile_table, gpu_like_results, loop_table
+from tests.reports.test_sides import document, written
 
 pytestmark = [pytest.mark.cpu, pytest.mark.slow]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -133,7 +134,7 @@ def test_without_javascript_all_is_there_and_no_control_is_dead(opened):
     assert page.locator("#layers tr[data-text]").last.is_visible()
 
 
-@pytest.mark.parametrize("viewport", [PHONE, WIDE], ids=["phone", "wide"])
+@pytest.mark.parametrize("viewport", [PHONE, {"width": 1000, "height": 800}, WIDE], ids=["phone", "middle", "wide"])
 def test_the_page_never_scrolls_sideways(opened, viewport):
     page = opened(viewport=viewport)
     page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
@@ -147,10 +148,36 @@ def test_print_leaves_controls_out_and_shows_what_is_closed(opened):
     assert page.locator("#layers tr[data-text]").first.is_visible()
 
 
-@pytest.mark.parametrize("scheme, viewport", [("light", PHONE), ("dark", WIDE)], ids=["light phone", "dark wide"])
+def test_paper_has_the_tables_and_pictures_of_a_wide_screen(opened):
+    """A4 between margins is 700 px, which on a screen would be a phone's: a hundred pages instead of forty."""
+    page = opened(viewport={"width": 700, "height": 1000})
+    page.emulate_media(media="print")
+    assert page.locator("figure .wide").first.is_visible()
+    assert page.locator("figure .narrow").first.is_hidden()
+    for table in page.locator("#layers table").all()[:3]:
+        assert table.evaluate("table => getComputedStyle(table).display") == "table"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
+
+
+@pytest.mark.parametrize("viewport", [PHONE, WIDE], ids=["phone", "wide"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(opened, scheme, viewport):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
     page = opened(color_scheme=scheme, viewport=viewport)
-    page.evaluate("document.querySelectorAll('#layers details').forEach((part, at) => { part.open = at < 1; })")
+    for section in ("layers", "tuning", "compiled"):
+        page.evaluate(f"document.querySelector('#{section} details').open = true")
     found = axe.Axe().run(page).response["violations"]
+    assert not [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+
+
+@pytest.mark.parametrize("scheme, viewport", [("light", PHONE), ("dark", WIDE)], ids=["light phone", "dark wide"])
+def test_a_comparison_fits_its_screen_and_axe_finds_nothing_serious(browser, tmp_path, scheme, viewport):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    files = [written(tmp_path / f"{seed}.json", document(seed, factor=seed / 2)) for seed in (1, 2)]
+    assert main(["compare", *map(str, files), "--output", str(tmp_path)]) == 0
+    with browser.new_context(offline=True, viewport=viewport, color_scheme=scheme) as context:
+        page = context.new_page()
+        page.goto((tmp_path / "compare.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+        found = axe.Axe().run(page).response["violations"]
     assert not [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -89,7 +90,8 @@ def test_over_processes_the_page_says_how_many_and_a_contender_has_a_line_for_al
     assert "3 intervals over 5 and 6 processes." in said
     assert "| same | conv all layers and passes float32 torch | — | — | 1.00× |" in said
     assert "| same | 3 rows |" in said
-    assert "<td>5, 6</td>" in (tmp_path / "compare.html").read_text()
+    counts = re.findall(r'data-h="processes">(.*?)<', (tmp_path / "compare.html").read_text())
+    assert counts == ["5, 6"] * 4, "three rows, and all of them together"
 
 
 def test_clocks_stand_beside_the_verdict(tmp_path, capsys):
@@ -97,7 +99,7 @@ def test_clocks_stand_beside_the_verdict(tmp_path, capsys):
     new = run(tmp_path / "new.json", 2, factor=2.0, clocks_before={"sm_mhz": 990.0})
     assert main(["compare", str(old), str(new), "--output", str(tmp_path)]) == 0
     assert "| 1980 → 990 MHz | 1.00× |" in capsys.readouterr().out
-    assert "<td>1980 → 990 MHz</td><td>1.00×</td>" in (tmp_path / "compare.html").read_text()
+    assert '>1980 → 990 MHz</td><td data-h="in cycles">1.00×</td>' in (tmp_path / "compare.html").read_text()
     (one,) = strict((tmp_path / "compare.json").read_text())["comparisons"]
     assert one["changes"][0]["mhz"] == [1980.0, 990.0]
     assert one["changes"][0]["cycles"] == pytest.approx(1, rel=0.01)
@@ -183,3 +185,17 @@ def test_a_terminal_that_lacks_the_letters_gets_them_spelled_out(pair, monkeypat
     assert main(["compare", *pair]) == 0
     sys.stdout.flush()
     assert b"old.json \\u2192" in seen.getvalue()
+
+
+def test_hostile_names_stay_text(tmp_path):
+    name = "<img src=x onerror=y> a|b `c`"
+    strange = document(1)
+    for entry in strange["benchmarks"]:
+        entry["extra_info"]["layer"] += name
+    strange["environment"]["commit"] = name
+    for file in ("old", "new"):
+        (tmp_path / f"{file}.json").write_text(json.dumps(strange))
+    paths = [str(tmp_path / f"{file}.json") for file in ("old", "new")]
+    assert main(["compare", *paths, "--output", str(tmp_path / "out")]) == 0
+    for file in ("compare.html", "compare.md"):
+        assert "<img" not in (tmp_path / "out" / file).read_text()

@@ -65,8 +65,24 @@ def test_losses_and_wrong_results_are_named(gpu):
         SYNTHETIC_GPU,
     ):
         assert expected in text
-    assert re.search(r"slower in \d+, undecided in \d+\. Wrong, and so without a time: 1\.", text)
+    assert re.search(
+        r"slower in \d+ \(0\.\d\d× as fast at worst\), undecided in \d+\. Wrong, and so without a time: 1\.", text
+    )
     assert "71 of 72 have a ratio" in text
+
+
+def test_whether_a_type_is_safe_stands_in_one_line(gpu, cpu):
+    """Ours alone, all suites together: a wrong result is not hidden by the others."""
+    text = Page((gpu / "index.html").read_text()).text
+    float16, bfloat16 = (
+        re.search(rf" {dtype} (\d+) (✕ 1|0) (not finite|1\.\d\d×) \S", text) for dtype in ("float16", "bfloat16")
+    )
+    assert float16.groups()[1:] == ("✕ 1", "not finite")
+    assert bfloat16[2] == "0"
+    assert bfloat16[3] != "not finite"
+    ours = [row for row in rows(gpu, "accuracy") if row["contender"].startswith("triton-prep")]
+    assert int(bfloat16[1]) > len([row for row in ours if row["dtype"] == "bfloat16"]) > 0
+    assert "float32 2 0 0.70×" in Page((cpu / "index.html").read_text()).text
 
 
 def test_what_makes_a_run_doubtful_is_said(gpu):
