@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -110,7 +111,7 @@ _known: Remembered[list[_Batch]] = Remembered()
 
 def _prepare(layers: Sequence[_DiracConv]) -> None:
     parameters = [layer._tensors()[:3] for layer in layers]
-    flat = [tensor for three in parameters for tensor in three]
+    flat = [*chain.from_iterable(parameters)]
     ways = tuple([(layer.form, layer.backend, layer.groups, layer.identity, layer.dims) for layer in layers])
     key = ways, autocast_dtype(flat[0])
     batches = None if is_observed() else _known.find(key, flat)

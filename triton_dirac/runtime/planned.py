@@ -45,18 +45,17 @@ class Planned:
 
     def __call__(self, tensors: Tensors, settings: tuple) -> Sequence[Tensor | None]:
         """The outputs, planned once for all calls like this one; ``settings`` tell which tensors are None."""
-        options = sized(settings, tensors)
-        return self.outputs_and_plan(tensors, self.find(tensors, options), (options, settings))[0]
+        return self.outputs_and_plan(tensors, self.find(tensors, settings), (settings, settings))[0]
 
     def find(self, tensors: Tensors, options: Hashable) -> Known | None:
         """What ``outputs_and_plan`` takes: the plan of an earlier call on tensors like these, the tensors, addresses.
 
-        ``options``: the settings, or what these follow from; they tell which tensors are None, and are ``sized`` where
-        these may have any sizes. None while somebody traces or intercepts, too."""
+        ``options``: the settings, or what these follow from; they tell which tensors are None. None while somebody
+        traces or intercepts, too."""
         if is_watched():
             return None
         given = [tensor for tensor in tensors if tensor is not None]
-        plans = self._plans.find(_key(given[0], options), given)  # its guard tells of tracers and transforms
+        plans = self._plans.find(_key(given, options), given)  # its guard tells of tracers and transforms
         if plans is None:
             return None
         addresses = list(map(data_ptr, given))
@@ -79,7 +78,7 @@ class Planned:
         plan.backward = Planned(self._backward) if self._backward else None
         capturing = given[0].is_cuda and torch.cuda.is_current_stream_capturing()
         if plan.complete and not capturing and not given[0].is_meta and not is_observed():
-            key = _key(given[0], options)
+            key = _key(given, options)
             plans = self._plans.find(key, given) or {}
             if len(plans) == MOST_ALIKE:
                 plans.clear()
@@ -98,15 +97,13 @@ class Planned:
         return len(self._plans)
 
 
-def sized(options: Hashable, tensors: Tensors) -> Hashable:
-    """``options``, and sizes: a guard tells these, but of one key are tried one after the other, and few are kept."""
-    return options, tensors[0].shape, tensors[1].shape  # type: ignore[union-attr]
-
-
-def _key(first: Tensor, options: Hashable) -> tuple:
-    """All that a plan depends on and a guard does not tell."""
+def _key(given: Sequence[Tensor], options: Hashable) -> tuple:
+    """All that a plan depends on and a guard does not tell; and sizes, since few plans of one key are kept."""
+    first = given[0]
     return (
         options,
+        first.shape,
+        len(given),  # or a guard would raise
         _is_deterministic(),
         first.dtype is torch.float32 and _float32_products(),
         autotune.times_forgotten(),

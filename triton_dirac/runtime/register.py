@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from triton_dirac.runtime.plan import Plan, Tensors
-from triton_dirac.runtime.planned import Planned, sized
+from triton_dirac.runtime.planned import Planned
 from triton_dirac.runtime.tracing import PLAIN, is_plain
 
 NAMESPACE = "triton_dirac"
@@ -50,7 +50,7 @@ def planned_run(planned: Planned, tensors: int) -> Callable:
 
 def _options_of(tensors: Tensors, settings: tuple) -> Hashable:
     """What a call without options of its own is known by."""
-    return sized((settings, tuple([tensor is None for tensor in tensors])), tensors)
+    return settings, tuple([tensor is None for tensor in tensors])
 
 
 def planned_gradients(ctx, tensors: Tensors, needed: tuple[bool, ...]) -> Sequence[Tensor | None] | None:
@@ -133,9 +133,9 @@ def entry(function: type[torch.autograd.Function], planned: Planned, operator: C
     apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
     def again(tensors: Tensors, options: Hashable) -> Tensor | None:
-        if options is None or type(tensors[0]) not in PLAIN or type(tensors[1]) not in PLAIN:
+        if options is None or type(tensors[0]) not in PLAIN:
             return None  # what stands in for a tensor is not asked for its sizes: torch.fx would note that
-        known = planned.find(tensors, sized(options, tensors))
+        known = planned.find(tensors, options)
         if known is None:
             return None
         plan, given, addresses = known
@@ -146,8 +146,7 @@ def entry(function: type[torch.autograd.Function], planned: Planned, operator: C
     def call(tensors: Tensors, settings: tuple, options: Hashable = None) -> Tensor:
         if not is_plain(*tensors):
             return operator(*tensors, *settings)
-        options = _options_of(tensors, settings) if options is None else sized(options, tensors)
-        return apply(*tensors, None, (options, settings))
+        return apply(*tensors, None, (options or _options_of(tensors, settings), settings))
 
     return again, call
 

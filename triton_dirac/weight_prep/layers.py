@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -125,15 +126,14 @@ class LayersPlan:
     def __init__(self, specs: tuple[LayerSpec, ...], backward: bool) -> None:
         self.specs = specs
         self.out, self.norms, self.rows = Flat(), Flat(), Flat()
-        self.tiles: list[int] = []
-        self._sizes: list[tuple[int, ...]] = []
+        self.tiles, self._words = array("q"), array("q")  # the latter without addresses: 0, 0, 0 and 5 of each layer
         kinds: dict[Any, int] = {}
         for layer, spec in enumerate(specs):
             filters, count = spec.filters, (spec.shape[0],)
             tile = RowTile.of(filters.length, spec.weight.itemsize)
             kind = kinds.setdefault(_kind(spec, tile, backward), len(kinds))
             first_rows = range(0, filters.filters, tile.rows)
-            self.tiles += [packed(packed(layer, kind, 16), first) for first in first_rows]
+            self.tiles.extend(packed(packed(layer, kind, 16), first) for first in first_rows)
             if backward:
                 out = self.out.place(spec.shape, spec.weight, spec.weight_last, spec.strides)
                 drows = packed(self.rows.place(count, spec.dalpha), self.rows.place(count, spec.dbeta))
@@ -141,13 +141,15 @@ class LayersPlan:
                 out, drows = self.out.place(spec.shape, spec.other, spec.other_last), 0
             norm = self.norms.place(count, spec.norm)
             sizes = packed(filters.filters, filters.channels), packed(filters.taps, filters.centre)
-            self._sizes.append((out, packed(norm, filters.per_group), drows, *sizes))
+            self._words.extend((0, 0, 0, out, packed(norm, filters.per_group), drows, *sizes))
         self.kinds = tuple(kinds)
 
-    def words(self, addresses: Sequence[int]) -> list[int]:
+    def words(self, addresses: Sequence[int]) -> array[int]:
         """The table for weight's, alpha's (or gradient's) and beta's address of each layer in turn."""
-        layers = zip(addresses[::3], addresses[1::3], addresses[2::3], self._sizes, strict=True)
-        return [word for *three, sizes in layers for word in (*three, *sizes)]
+        words = self._words[:]
+        for which in range(3):
+            words[which::8] = array("q", addresses[which::3])
+        return words
 
 
 def _kind(spec: LayerSpec, tile: RowTile, backward: bool) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from triton_dirac.runtime.plan import Plan
-from triton_dirac.runtime.planned import Planned, sized
+from triton_dirac.runtime.planned import Planned
 from triton_dirac.runtime.register import (
     define,
     may_launch,
@@ -127,15 +127,15 @@ def _plan_preps(steps: Plan, *arguments) -> list[Tensor]:
 
 def _plan_preps_backward(steps: Plan, *arguments) -> list[Tensor | None]:
     """The gradients of all layers' tensors in a row, from all filters' (None for those that got none)."""
-    norms, *tensors, net, dtypes, _ = arguments
-    grads, layers = tensors[: len(dtypes)], layers_of(tensors[len(dtypes) :])
-    present = [
-        steps.do(partial(torch.zeros_like, dtype=dtype), layer[0]) if grad is None else grad
-        for grad, layer, dtype in zip(grads, layers, dtypes, strict=True)
+    norms, *tensors, net, present = arguments
+    grads, layers = tensors[: len(present)], layers_of(tensors[len(present) :])
+    whole = [
+        steps.do(partial(torch.zeros_like, dtype=net.dtype), layer[0]) if grad is None else grad
+        for grad, layer in zip(grads, layers, strict=True)
     ]
     identity = net.identity or net.alpha_apart
     found = weight_prep_multi_backward(
-        present, layers, norms, eps=net.eps, identity=identity, groups=net.groups, steps=steps
+        whole, layers, norms, eps=net.eps, identity=identity, groups=net.groups, steps=steps
     )
     return _of_those_present(grads, found)
 
@@ -153,10 +153,10 @@ class _WeightPreps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, net, *tensors):
-        options = sized(net, tensors)
-        known = _preps.find(tensors, options)
-        (*outputs, ctx.norms), ctx.plan = _preps.outputs_and_plan(tensors, known, (options, (net,)))
-        ctx.settings = net, tuple([output.dtype for output in outputs])
+        settings = (net,)
+        known = _preps.find(tensors, settings)
+        (*outputs, ctx.norms), ctx.plan = _preps.outputs_and_plan(tensors, known, (settings, settings))
+        ctx.settings = settings
         ctx.kept = Kept(tensors)
         ctx.set_materialize_grads(False)
         return tuple(outputs)
@@ -168,7 +168,7 @@ class _WeightPreps(torch.autograd.Function):
         found = planned_gradients(ctx, (ctx.norms, *grads, *tensors), present)
         if found is not None:
             return None, *found
-        net, _ = ctx.settings
+        (net,) = ctx.settings
         identity = net.identity or net.alpha_apart
 
         def alone(grad: Tensor, layer: LayerTensors, groups: int) -> Sequence[Tensor]:
