@@ -14,7 +14,7 @@ from triton_dirac.runtime.launch import Launch
 from triton_dirac.weight_prep import address_tables
 from triton_dirac.weight_prep import multi as weight_prep_multi
 from triton_dirac.weight_prep.address_tables import DescriptorTables
-from triton_dirac.weight_prep.layers import ALIGNMENT, Flat, LayerSpec, LayersPlan, packed
+from triton_dirac.weight_prep.layers import LAYER_ALIGNMENT, Flat, LayerSpec, LayersPlan, packed
 from triton_dirac.weight_prep.multi import plan_weight_prep_multi, plan_weight_prep_multi_backward
 from triton_dirac.weight_prep.single import PROGRAM_ELEMENTS, is_channels_last, weight_prep, weight_prep_backward
 
@@ -304,7 +304,7 @@ def test_outputs_do_not_overlap(device):
     outs, _ = FORWARD(mixed(device))
     spans = sorted((o.data_ptr(), o.data_ptr() + o.numel() * o.element_size()) for o in outs)
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
-    assert all((start - spans[0][0]) % ALIGNMENT == 0 for start, _ in spans)
+    assert all((start - spans[0][0]) % LAYER_ALIGNMENT == 0 for start, _ in spans)
 
 
 def test_plans_take_meta_tensors():
