@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.gpu import check_journal, summary
+from bench.gpu.stages import STAGES
 from bench.gpu.visit import ROOT, Visit
 
 MOST_BYTES = 15 * 2**20
@@ -35,13 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     commit = options.commit or _commit(options.commit_file)
     with tempfile.TemporaryDirectory(prefix="triton-dirac-visit-") as work:
-        visit = Visit(out, Path(work), 60 * options.budget, options.rehearse, commit, options.wheels)
+        seconds = 60 * options.budget
+        visit = Visit(out, Path(work), seconds, options.rehearse, commit, options.wheels, options.stages)
         visit.run(lambda line: print(line, flush=True))
         _keep(visit)
         table = summary.table(visit)
     (out / "visit.txt").write_text(table + "\n", encoding="utf-8")
     print(table)
-    found = check_journal.summary(check_journal.read(out / "checks.jsonl"), 0)
+    found = check_journal.summary(check_journal.read(out / "checks.jsonl"))
     return 1 if found["wrong"] or any(outcome.state.startswith("failed") for outcome in visit.outcomes) else 0
 
 
@@ -74,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m bench.gpu", description=__doc__)
     parser.add_argument("--budget", type=_minutes, default=9.0, metavar="MINUTES", help="for all of it; 9 by default")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="what is kept; made if it is not there")
+    parser.add_argument(
+        "--stages",
+        type=_stages,
+        default=(),
+        metavar="NAME,...",
+        help=f"these alone, in their order; all by default: {', '.join(stage.name for stage in STAGES)}",
+    )
     parser.add_argument("--rehearse", action="store_true", help="the same stages, tiny, on a machine without a GPU")
     parser.add_argument("--commit", help="what the tree is a copy of, for the report")
     parser.add_argument("--commit-file", type=Path, metavar="FILE", help="a file that says so")
@@ -89,6 +98,15 @@ def _minutes(text: str) -> float:
     if not 0 < value < 1e4:
         raise argparse.ArgumentTypeError(f"{text!r}: accepted is a positive number of minutes")
     return value
+
+
+def _stages(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    known = [stage.name for stage in STAGES]
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r}: accepted are {', '.join(known)}")
+    return names
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What the checks of a visit wrote: one line of JSON each, {"family", "name", "passed", "error", "seconds"}.
 
+The first line is {"planned"}, how many there are to do.
+
 Apart from the checks themselves: whoever reads this imports no kernels, and so decides nothing about Triton's
 interpreter for the processes it starts.
 """
@@ -29,9 +31,10 @@ def append(journal: Path, entry: dict[str, Any]) -> None:
         print(json.dumps(entry), file=file, flush=True)
 
 
-def summary(entries: Sequence[dict[str, Any]], planned: int) -> dict[str, Any]:
-    """What a visit needs to know: how many checks there were, and which families erred how."""
+def summary(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a visit needs to know: how many checks there were of how many, and which families erred how."""
     results = [entry for entry in entries if "passed" in entry]
+    planned = max([len(results), *(entry["planned"] for entry in entries if "planned" in entry)])
     wrong: dict[str, list[str]] = {}
     for entry in results:
         if not entry["passed"]:

@@ -147,7 +147,7 @@ class Operands:
         return outputs | {"input gradient": dx, "weight gradient": dw}
 
 
-@lru_cache(maxsize=1)
+@lru_cache
 def operands_of(problem: ConvProblem, dtype: torch.dtype, device: torch.device) -> Operands:
     return Operands(problem, dtype, device)
 

@@ -76,6 +76,7 @@ STAGES = (
     ),
     Stage("conv", "convolutions against cuDNN", 80, 20, suite="bench/test_conv.py"),
     Stage("training", "training steps of whole nets", 80, 30, suite="bench/test_training_step.py"),
+    Stage("inference", "inference of whole nets, folded and not", 30, 15, suite="bench/test_inference.py"),
     Stage("weight_prep_nets", "weight preparation of nets", 30, 15, suite="bench/test_weight_prep_nets.py"),
     Stage("dirac_block", "ReLU, Dirac convolution, batch-norm", 30, 15, suite="bench/test_dirac_block.py"),
     Stage("host", "what a layer costs the host", 25, 10, suite="bench/test_host_overhead.py"),

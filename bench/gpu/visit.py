@@ -42,14 +42,16 @@ class Visit:
     rehearse: bool = False
     commit: str | None = None
     wheels: Path | None = None
+    only: tuple[str, ...] = ()  # the names of the stages to run; none names all
     outcomes: list[Outcome] = field(default_factory=list)
 
     def run(self, say: Callable[[str], None] = print) -> None:
         begun = time.monotonic()
         until = begun + self.budget - min(REPORT_SECONDS, 0.1 * self.budget)
-        for number, stage in enumerate(STAGES):
+        stages = tuple(stage for stage in STAGES if not self.only or stage.name in self.only)
+        for number, stage in enumerate(stages):
             left = until - time.monotonic()
-            seconds = limits(STAGES[number:], left)
+            seconds = limits(stages[number:], left)
             if left < stage.least and not self.rehearse:
                 outcome = Outcome(stage.name, stage.what, f"not begun: {left:.0f} s left, it takes {stage.least}")
             else:
@@ -108,7 +110,7 @@ class Visit:
         results = self.work / f"{stage.name}.json"
         limited = ("--budget", f"{max(0.05, (seconds - SECONDS_TO_END) / 60):.2f}", f"--benchmark-json={results}")
         options = REHEARSED if self.rehearse else stage.command
-        wrong = wrong_contenders(check_journal.summary(check_journal.read(self.out / "checks.jsonl"), 0)["wrong"])
+        wrong = wrong_contenders(check_journal.summary(check_journal.read(self.out / "checks.jsonl"))["wrong"])
         without = ("--without", ",".join(wrong)) if wrong else ()
         return [sys.executable, *SUITE, stage.suite, *limited, *options, *without]
 

@@ -70,6 +70,18 @@ def test_time_that_a_stage_leaves_goes_to_the_others():
     assert limits((two,), 390) == 390
 
 
+def test_stages_that_are_named_run_alone(tmp_path, monkeypatch):
+    stages = stage("one", "print(1)"), stage("two", "print(2)"), stage("three", "print(3)")
+    visit = visited(tmp_path, monkeypatch, *stages, only=("three", "one"))
+    assert [outcome.stage for outcome in visit.outcomes] == ["one", "three"]
+
+
+def test_a_stage_that_there_is_not(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--stages", "checks,konv", "--out", str(tmp_path)])
+    assert "'konv': accepted are checks, tests, tune, conv, " in capsys.readouterr().err
+
+
 def test_the_commit_and_the_wheels_reach_the_stages(tmp_path, monkeypatch):
     code = "import os; print(os.environ['TRITON_DIRAC_COMMIT'], os.environ['PYTHONPATH'])"
     visit = visited(tmp_path, monkeypatch, stage("asks", code), commit="abc", wheels=Path("/some/wheels"))
@@ -165,7 +177,7 @@ sys.exit(checks.main())
         monkeypatch.setattr(checks.Share, "_start", scripted_start)
         monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         journal = tmp_path / "checks.jsonl"
-        checks.run_all(journal, 2, 60)
+        checks.run_all(journal, 2, 60, 10)
         return check_journal.read(journal)
 
     return run
@@ -173,7 +185,7 @@ sys.exit(checks.main())
 
 def test_a_process_that_dies_costs_one_check(scripted):
     entries = scripted(c3="dies", c4="CUDA error: an illegal memory access was encountered", c5="wrong shape")
-    found = check_journal.summary(entries, 10)
+    found = check_journal.summary(entries)
     assert found["done"] == 10
     assert found["passed"] == 7
     assert sorted(error for errors in found["wrong"].values() for error in errors) == [
@@ -217,6 +229,13 @@ def test_the_table_has_sixty_lines_at_most(tmp_path, monkeypatch):
     lines = summary.table(visit).splitlines()
     assert len(lines) == 60
     assert lines[0] == "checks against float64: 0 of 200 passed"
+
+
+def test_the_table_says_what_time_did_not_allow(tmp_path, monkeypatch):
+    visit = visited(tmp_path, monkeypatch, stage("one", "print(1)"))
+    check_journal.append(tmp_path / "checks.jsonl", {"planned": 5})
+    check_journal.append(tmp_path / "checks.jsonl", {"family": "f", "name": "n", "passed": True, "error": None})
+    assert summary.table(visit).splitlines()[0] == "checks against float64: 1 of 1 passed, 4 more not reached"
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
