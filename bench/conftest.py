@@ -20,6 +20,7 @@ if not torch.cuda.is_available():  # before triton_dirac is imported: kernels re
 from bench import processes
 from bench.budget import Budget, worth
 from bench.contenders import CONV, DIRAC_BLOCK, WEIGHT_PREP
+from bench.host_calls import subjects
 from bench.journal import Journal, JournalError
 from bench.lab import Lab
 from bench.layers import layers
@@ -47,6 +48,13 @@ def lab_of(config: pytest.Config) -> Lab:
     return config.stash[LAB]
 
 
+def contender_names() -> list[str]:
+    """Of all suites, each once."""
+    suites = (*WEIGHT_PREP, *CONV, *DIRAC_BLOCK, *NET_WEIGHT_PREP, *TRAINING_STEP, *NET_INFERENCE)
+    of_the_host = [name for subject in subjects() for name in subject.contenders]
+    return list(dict.fromkeys([*(contender.name for contender in suites), *of_the_host]))
+
+
 def _make_lab(config: pytest.Config) -> Lab:
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("the suites need pytest-benchmark: pip install 'triton-dirac[bench]'")
@@ -54,9 +62,8 @@ def _make_lab(config: pytest.Config) -> Lab:
     require_known("--nets", selection.nets, tuple(NETS))
     nets = (net for net in NETS if chosen(net, selection.nets))
     require_known("--layers", selection.layers, [layer.name for net in nets for layer in layers(net)])
-    contenders = (*WEIGHT_PREP, *CONV, *DIRAC_BLOCK, *NET_WEIGHT_PREP, *TRAINING_STEP, *NET_INFERENCE)
     for option, patterns in (("--contenders", selection.contenders), ("--without", selection.without)):
-        require_known(option, patterns, [contender.name for contender in contenders])
+        require_known(option, patterns, contender_names())
     minutes = config.getoption("budget")
     is_timed = not any(config.getoption(option, None) for option in ("benchmark_disable", "numprocesses"))
     if selection.processes > 1 and not is_timed:

@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 import pytest
 
 from bench.options import add_options
+from bench.suite import float32_products
 from tests import interpreter, memory, placement
 from tests.placement import DEVICE
 
@@ -66,10 +67,11 @@ def _where_kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
         return
     if DEVICE.type == "cpu":
         placement.watch(monkeypatch)
-    else:
-        monkeypatch.setenv("TRITON_DIRAC_AUTOTUNE", "0")
-        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
-    yield
+        yield
+        return
+    monkeypatch.setenv("TRITON_DIRAC_AUTOTUNE", "0")
+    with float32_products("float32"):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (out / "visit.txt").write_text(table + "\n", encoding="utf-8")
     print(table)
     found = check_journal.summary(check_journal.read(out / "checks.jsonl"))
-    return 1 if found["wrong"] or any(outcome.state.startswith("failed") for outcome in visit.outcomes) else 0
+    failed = [o for o in visit.outcomes if o.failing or o.state.startswith("failed")]
+    return 1 if found["wrong"] or failed else 0
 
 
 def _keep(visit: Visit) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SUITE = ("-m", "pytest", "--benchmark-only", "--benchmark-quiet", "-q", "--tb=line", "-p", "no:cacheprovider")
+TESTS = ("-q", "--tb=no", "-rN", "-p", "bench.gpu.failing", "-p", "no:cacheprovider")
 # Which contenders a wrong kernel family may be inside of: these get no time. Names as the suites'.
 USED_BY = {
     "gather": ("triton-gather",),
     "tile": ("triton-tile",),
-    "batch": ("triton-batch",),
+    "batch": (),
     "direct": (),
     "weight_prep": ("triton*", "DiracConv2d*", "dirac_conv2d*", "prepared*", "auto"),
 }
@@ -57,11 +58,11 @@ STAGES = (
     ),
     Stage(
         "tests",
-        "the project's tests, in parallel",
+        "the project's tests of what runs on a GPU, in parallel",
         100,
         30,
-        ("-m", "pytest", "tests", "-q", "--tb=line", "-n", "{cores}", "--dist", "worksteal", "-p", "no:cacheprovider"),
-        ("-m", "pytest", "tests/test_reference.py", "-q", "-p", "no:cacheprovider"),
+        ("-m", "pytest", "tests", *TESTS, "-m", "not cpu", "-n", "{cores}", "--dist", "worksteal"),
+        ("-m", "pytest", "tests/test_reference.py", *TESTS),
     ),
     Stage(
         "tune",

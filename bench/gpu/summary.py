@@ -25,7 +25,9 @@ def table(visit: Visit) -> str:
         lines.append(f"  WRONG {family}: {len(errors)}, e.g. {errors[0][:110]}")
     for outcome in visit.outcomes:
         lines.append(f"{outcome.stage:17} {outcome.state:22} {outcome.seconds:6.1f} s  {outcome.what}")
-        if outcome.state.startswith("failed"):
+        if outcome.failing:
+            lines += [f"    {len(outcome.failing)} tests failed, e.g. {outcome.failing[0][:170]}"]
+        elif outcome.state.startswith("failed"):
             lines += [f"    {line[:130]}" for line in outcome.last[-1:]]
     for path in visit.suites:
         lines += _rows(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu import check_journal
+from bench.gpu import failing as failing_tests
 from bench.gpu.stages import REHEARSED, STAGES, SUITE, Stage, limits, wrong_contenders
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,7 @@ class Outcome:
     state: str
     seconds: float = 0.0
     last: tuple[str, ...] = ()  # the last lines it printed
+    failing: tuple[str, ...] = ()  # tests that failed, and how
 
 
 @dataclass
@@ -94,8 +96,10 @@ class Visit:
             )
             state = _wait(process, seconds)
         text = log.read_bytes()[offset:].decode(errors="replace")
-        last = tuple(line.rstrip()[:200] for line in text.splitlines() if line.strip())[-3:]
-        return Outcome(stage.name, stage.what, state, round(time.monotonic() - start, 1), last)
+        lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+        last = tuple(line[:200] for line in lines[-3:])
+        failing = tuple(line.removeprefix(failing_tests.MARK) for line in lines if line.startswith(failing_tests.MARK))
+        return Outcome(stage.name, stage.what, state, round(time.monotonic() - start, 1), last, failing)
 
     def _command(self, stage: Stage, seconds: float) -> list[str]:
         values = {

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.conftest import contender_names
 from bench.gpu import check_journal, checks, summary
 from bench.gpu.__main__ import main
 from bench.gpu.kernel_checks import KernelCheck, kernel_checks
-from bench.gpu.stages import STAGES, Stage, limits, wrong_contenders
+from bench.gpu.stages import STAGES, TESTS, Stage, limits, wrong_contenders
 from bench.gpu.visit import Visit
+from bench.options import require_known
 from triton_dirac.conv.epilogue import ACTIVATIONS
 
 CPU = torch.device("cpu")
@@ -82,6 +84,22 @@ def test_a_stage_that_there_is_not(tmp_path, capsys):
     assert "'konv': accepted are checks, tests, tune, conv, " in capsys.readouterr().err
 
 
+def test_a_failing_test_is_named_though_its_stage_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.gpu.visit.SECONDS_TO_END", 0.5)
+    test = tmp_path / "test_it.py"
+    test.write_text("import time\n\ndef test_bad():\n    assert 1 == 2\n\ndef test_long():\n    time.sleep(60)\n")
+    command = ("-m", "pytest", str(test), *TESTS)
+    tests = Stage("tests", "", 10, 0, command, command)
+    visit = visited(tmp_path, monkeypatch, tests, seconds=10)
+    (outcome,) = visit.outcomes
+    assert outcome.state.startswith("stopped after ")
+    (failed,) = outcome.failing
+    assert "in call of " in failed
+    assert "::test_bad, 1 done: " in failed
+    assert failed.endswith("test_it.py:4: assert 1 == 2")
+    assert "1 tests failed, e.g. in call of " in summary.table(visit)
+
+
 def test_the_commit_and_the_wheels_reach_the_stages(tmp_path, monkeypatch):
     code = "import os; print(os.environ['TRITON_DIRAC_COMMIT'], os.environ['PYTHONPATH'])"
     visit = visited(tmp_path, monkeypatch, stage("asks", code), commit="abc", wheels=Path("/some/wheels"))
@@ -104,6 +122,11 @@ def test_wrong_families_get_no_time():
     assert "triton" in wrong_contenders({"fprop tile": ["..."]})
     assert "triton-gather" not in wrong_contenders({"fprop tile": ["..."]})
     assert wrong_contenders({}) == []
+
+
+def test_the_contenders_of_a_wrong_family_are_the_suites_own():
+    wrong = wrong_contenders(dict.fromkeys(("fprop gather", "dgrad tile", "wgrad batch", "weight_prep", "layer"), ()))
+    require_known("--without", wrong, contender_names())
 
 
 def test_suites_run_without_contenders_that_are_wrong(tmp_path):
