@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _device
 
 from triton_dirac.runtime.launch import Launch
@@ -34,7 +35,7 @@ def place(device: torch.device = DEVICE) -> None:
     what the package makes is its own."""
     _device._device_constructors()  # what ``with torch.device(...)`` concerns: noted once, and as torch's own functions
     for name in FACTORIES:
-        setattr(torch, name, _placed(getattr(torch, name), device))
+        _replace(name, _placed(getattr(torch, name), device))
 
 
 @contextmanager
@@ -48,9 +49,14 @@ def as_it_is() -> Iterator[None]:
         _is_on = True
 
 
+def _replace(name: str, factory: Callable[..., Tensor]) -> None:
+    torch.jit._builtins._register_builtin(factory, f"aten::{name}")  # torch scripts some of its own functions
+    setattr(torch, name, factory)
+
+
 def _placed(make: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
     def placed(*args: Any, **kwargs: Any) -> Tensor:
-        if _is_on and kwargs.get("device") is None and not _called_by("triton_dirac"):
+        if _is_on and kwargs.get("device") is None and not (_in_a_device_context() or _called_by("triton_dirac")):
             generator = kwargs.get("generator")
             kwargs["device"] = device if generator is None else generator.device
         return make(*args, **kwargs)
@@ -76,8 +82,6 @@ def _on_the_cpu(*_: Any, device: Any = None, **__: Any) -> bool:
 
 
 _KEPT = {name: _kept(getattr(torch, name), _on_the_cpu) for name in FACTORIES}
-for _name, _factory in _KEPT.items():  # torch scripts some of its own functions that call these
-    torch.jit._builtins._register_builtin(_factory, f"aten::{_name}")
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +93,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> None:
     _by_name.clear()
     for name, factory in _KEPT.items():
         monkeypatch.setattr(torch, name, factory)
+        torch.jit._builtins._register_builtin(factory, f"aten::{name}")
     monkeypatch.setattr(Tensor, "cpu", _kept(Tensor.cpu, lambda *_: True))
     run = Launch.run
 
@@ -100,6 +105,11 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> None:
         return run(launch)
 
     monkeypatch.setattr(Launch, "run", watched)
+
+
+def _in_a_device_context() -> bool:
+    """Whether a ``with torch.device(...)`` says where things lie."""
+    return any(isinstance(mode, _device.DeviceContext) for mode in _get_current_function_mode_stack())
 
 
 def _called_by(package: str) -> bool:

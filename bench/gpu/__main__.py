@@ -2,8 +2,8 @@
 
 Needs no installation and no git: a plain copy of the tree, and Python with torch, Triton and what the extra
 ``bench`` names. DIR then holds at most eight files, each under 16 MiB: the report (index.html, summary.md,
-overview.svg), the results (results.json), the checks (checks.jsonl), the picks (picks.json), what the stages printed
-(log.txt) and the table that is also printed last (visit.txt).
+overview.svg), the results (results.json), the checks (checks.jsonl), what was tuned (<GPU>-triton-<version>.json), what
+the stages printed (log.txt) and the table that is also printed last (visit.txt).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.gpu import check_journal, summary
 from bench.gpu.stages import STAGES
-from bench.gpu.visit import ROOT, Visit
+from bench.gpu.visit import PICKS, ROOT, Visit
 
 MOST_BYTES = 15 * 2**20
 KEPT = ("index.html", "summary.md", "overview.svg")
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commit = options.commit or _commit(options.commit_file)
     with tempfile.TemporaryDirectory(prefix="triton-dirac-visit-") as work:
         seconds = 60 * options.budget
-        visit = Visit(out, Path(work), seconds, options.rehearse, commit, options.wheels, options.stages)
+        chosen = options.stages, options.picks
+        visit = Visit(out, Path(work), seconds, options.rehearse, commit, options.wheels, *chosen)
         visit.run(lambda line: print(line, flush=True))
         _keep(visit)
         table = summary.table(visit)
@@ -61,9 +62,8 @@ def _keep(visit: Visit) -> None:
                 shutil.copy(report / name, visit.out / name)
         documents = {path.stem: path.read_text(encoding="utf-8") for path in visit.suites}
         (visit.out / "results.json").write_text(json.dumps(documents), encoding="utf-8")
-    picks = sorted((visit.work / "picks").glob("*.json"))
-    if picks:
-        shutil.copy(picks[0], visit.out / "picks.json")
+    for picks in (visit.work / PICKS).glob("*.json"):
+        shutil.copy(picks, visit.out)
     for path in (visit.out / "log.txt", visit.out / "checks.jsonl"):
         if path.exists() and path.stat().st_size > MOST_BYTES:
             path.write_bytes(path.read_bytes()[-MOST_BYTES:])
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help=f"these alone, in their order; all by default: {', '.join(stage.name for stage in STAGES)}",
     )
+    parser.add_argument("--picks", type=_file, metavar="FILE", help="what an earlier visit to such a GPU tuned")
     parser.add_argument("--rehearse", action="store_true", help="the same stages, tiny, on a machine without a GPU")
     parser.add_argument("--commit", help="what the tree is a copy of, for the report")
     parser.add_argument("--commit-file", type=Path, metavar="FILE", help="a file that says so")
@@ -99,6 +100,13 @@ def _minutes(text: str) -> float:
     if not 0 < value < 1e4:
         raise argparse.ArgumentTypeError(f"{text!r}: accepted is a positive number of minutes")
     return value
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text!r}: accepted is a file, which it is not")
+    return path
 
 
 def _stages(text: str) -> tuple[str, ...]:

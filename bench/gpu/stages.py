@@ -45,6 +45,7 @@ class Stage:
     command: tuple[str, ...] = ()
     rehearsal: tuple[str, ...] = ()
     suite: str | None = None
+    without: tuple[str, ...] = ()  # contenders that it leaves out
 
 
 STAGES = (
@@ -76,8 +77,9 @@ STAGES = (
         ),
     ),
     Stage("conv", "convolutions against cuDNN", 80, 20, suite="bench/test_conv.py"),
-    Stage("training", "training steps of whole nets", 80, 30, suite="bench/test_training_step.py"),
-    Stage("inference", "inference of whole nets, folded and not", 30, 15, suite="bench/test_inference.py"),
+    # torch.compile takes most of a minute for a net, and a row that is stopped has none of its contenders
+    Stage("training", "training steps of nets", 80, 30, suite="bench/test_training_step.py", without=("*-compile",)),
+    Stage("inference", "inference, folded and not", 30, 15, suite="bench/test_inference.py", without=("*-compile",)),
     Stage("weight_prep_nets", "weight preparation of nets", 30, 15, suite="bench/test_weight_prep_nets.py"),
     Stage("dirac_block", "ReLU, Dirac convolution, batch-norm", 30, 15, suite="bench/test_dirac_block.py"),
     Stage("host", "what a layer costs the host", 25, 10, suite="bench/test_host_overhead.py"),
@@ -88,6 +90,14 @@ STAGES = (
         25,
         ("--contenders", "inductor,flag_gems,cudnn,triton", "--dtypes", "bfloat16"),
         suite="bench/test_conv.py",
+    ),
+    Stage(
+        "compiled",
+        "training steps of nets under torch.compile",
+        60,
+        90,
+        ("--contenders", "reference,*-compile,prepared-graph", "--dtypes", "bfloat16", "--nets", "DiracNet-34-2"),
+        suite="bench/test_training_step.py",
     ),
 )
 # On a machine without a GPU the suites time what a CPU can, on one small layer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from bench.gpu import failing as failing_tests
 from bench.gpu.stages import REHEARSED, STAGES, SUITE, Stage, limits, wrong_contenders
 
 ROOT = Path(__file__).parents[2]
+PICKS = "picks"  # the folder below work that timings are kept in
 SECONDS_TO_END = 10  # seconds that a stage has to write its results after it was asked to end
 REPORT_SECONDS = 25  # kept back for the report and its figures
 
@@ -45,10 +47,14 @@ class Visit:
     commit: str | None = None
     wheels: Path | None = None
     only: tuple[str, ...] = ()  # the names of the stages to run; none names all
+    picks: Path | None = None  # what an earlier visit tuned
     outcomes: list[Outcome] = field(default_factory=list)
 
     def run(self, say: Callable[[str], None] = print) -> None:
         begun = time.monotonic()
+        if self.picks:
+            (self.work / PICKS).mkdir()
+            shutil.copy(self.picks, self.work / PICKS)
         until = begun + self.budget - min(REPORT_SECONDS, 0.1 * self.budget)
         stages = tuple(stage for stage in STAGES if not self.only or stage.name in self.only)
         for number, stage in enumerate(stages):
@@ -115,7 +121,8 @@ class Visit:
         limited = ("--budget", f"{max(0.05, (seconds - SECONDS_TO_END) / 60):.2f}", f"--benchmark-json={results}")
         options = REHEARSED if self.rehearse else stage.command
         wrong = wrong_contenders(check_journal.summary(check_journal.read(self.out / "checks.jsonl"))["wrong"])
-        without = ("--without", ",".join(wrong)) if wrong else ()
+        left_out = [*stage.without, *wrong]
+        without = ("--without", ",".join(left_out)) if left_out else ()
         return [sys.executable, *SUITE, stage.suite, *limited, *options, *without]
 
     def _environment(self) -> dict[str, str]:
@@ -123,7 +130,7 @@ class Visit:
         mine = {
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "PYTHONUNBUFFERED": "1",
-            "TRITON_DIRAC_CACHE_DIR": str(self.work / "picks"),
+            "TRITON_DIRAC_CACHE_DIR": str(self.work / PICKS),
         }
         return {**os.environ, **mine, **({"TRITON_DIRAC_COMMIT": self.commit} if self.commit else {})}
 

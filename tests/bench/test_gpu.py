@@ -100,6 +100,15 @@ def test_a_failing_test_is_named_though_its_stage_is_stopped(tmp_path, monkeypat
     assert "1 tests failed, e.g. in call of " in summary.table(visit)
 
 
+def test_what_an_earlier_visit_tuned_reaches_the_stages(tmp_path, monkeypatch):
+    (tmp_path / "A-GPU-triton-3.6.0.json").write_text("tuned")
+    code = "import os, pathlib; print(*pathlib.Path(os.environ['TRITON_DIRAC_CACHE_DIR']).iterdir())"
+    visit = visited(tmp_path, monkeypatch, stage("asks", code), picks=tmp_path / "A-GPU-triton-3.6.0.json")
+    assert visit.outcomes[0].last[-1].endswith("/A-GPU-triton-3.6.0.json")
+    with pytest.raises(SystemExit, match="2"):
+        main(["--picks", str(tmp_path / "none"), "--out", str(tmp_path)])
+
+
 def test_the_commit_and_the_wheels_reach_the_stages(tmp_path, monkeypatch):
     code = "import os; print(os.environ['TRITON_DIRAC_COMMIT'], os.environ['PYTHONPATH'])"
     visit = visited(tmp_path, monkeypatch, stage("asks", code), commit="abc", wheels=Path("/some/wheels"))

@@ -8,12 +8,15 @@ import sys
 
 import pytest
 
+from triton_dirac.runtime.autotune import AUTOTUNE
+
 pytestmark = pytest.mark.slow
 
 
 def own_environment(cache):
     """Of a process that compiles, with a cache of its own."""
-    own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    not_its_own = ("TRITON_INTERPRET", AUTOTUNE)
+    own = {name: value for name, value in os.environ.items() if name not in not_its_own}
     return own | {"TRITON_CACHE_DIR": str(cache)}
 
 

@@ -43,7 +43,8 @@ def no_home(monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", unknown)
 
 
-def test_a_choice_is_made_without_a_home(no_home):
+def test_a_choice_is_made_without_a_home(no_home, monkeypatch):
+    monkeypatch.delenv(autotune.AUTOTUNE, raising=False)
     autotune.forget()
     problem = ConvProblem(1, 8, 8, 8, 8, 3, 3)
     with pytest.warns(UserWarning, match=r"timings are not kept: no home directory.*TRITON_DIRAC_CACHE_DIR is not set"):

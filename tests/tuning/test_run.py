@@ -1,5 +1,7 @@
 """What is compiled and measured for a model, with scripted times, in the interpreter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,8 @@ from triton_dirac import DiracConv2d
 from triton_dirac.conv import dgrad_configs, fprop_configs, wgrad_configs
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.runtime import autotune, timings
-from triton_dirac.runtime.targets import TARGETS
+from triton_dirac.runtime.compile_ahead import Outcome
+from triton_dirac.runtime.targets import TARGETS, target_of
 from triton_dirac.tuning import Work, run, tune, works_of
 from triton_dirac.tuning.work import plans_of
 
@@ -72,10 +75,13 @@ def measured(monkeypatch, tmp_path):
 def test_each_work_is_measured_with_torch_s_convolution_beside_it_and_kept(measured, monkeypatch):
     works = [Work(direction, SMALL, "float16", direction != "wgrad") for direction in ("fprop", "dgrad", "wgrad")]
     planned, steps = [], []
-    monkeypatch.setattr(run, "compile_works", lambda works, *_, **__: planned.append(list(works)))
+    monkeypatch.setattr(run, "compile_ahead", lambda plans, *_, **__: planned.append(set(plans)) or Outcome({}, {}, 0))
     assert all(run.unmeasured(work, CPU) for work in works)
-    tune(works, CPU, measuring=lambda done, total: steps.append((done, total)))
-    assert planned == [works]
+    tune(works, CPU, {"prep": list}, measuring=lambda done, total: steps.append((done, total)))
+    assert planned[0] == {"prep"}
+    assert [label.split(":")[0] for label in sorted(planned[1])] == sorted(
+        work.label for work in works for _ in run.plans_of(work, target_of(CPU))
+    )
     assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
     sizes = "2x32x4x4-32x3x3 s1,1 p1,1,1,1 d1,1 g1 torch.float16 ieee"
     for name in ("fprop", "dgrad", "wgrad"):
@@ -85,13 +91,33 @@ def test_each_work_is_measured_with_torch_s_convolution_beside_it_and_kept(measu
     autotune.forget()
     before = len(measured)
     tune(works, CPU)
-    assert planned[1:] == [[]], "nothing to compile"
+    assert planned[2:] == [set(), set()], "nothing to compile"
     assert len(measured) == before
+
+
+def test_a_tuning_that_is_ended_has_measured_what_it_compiled_but_for_the_last_works(measured, monkeypatch):
+    works = [Work("fprop", replace(SMALL, N=n), "float16", True) for n in range(1, 6)]
+    steps, shown = [], []
+
+    def compile_ahead(plans, target, *, progress):
+        steps.append("compile")
+        for done in range(3):  # two of the portion's kernels are not in the cache
+            progress(done, 2)
+        return Outcome({}, {"lost one": "killed"}, 2)
+
+    monkeypatch.setattr(run, "AT_ONCE", 2)
+    monkeypatch.setattr(run, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(run, "run", lambda work, device: steps.append(work.problem.N))
+    outcome = tune(works, CPU, {"prep": list}, compiling=lambda done, total: shown.append((done, total)))
+    assert steps == ["compile", "compile", 1, 2, "compile", 3, 4, "compile", 5]
+    assert outcome == Outcome({}, {"lost one": "killed"}, 8)
+    assert shown == sorted(shown)
+    assert shown[-1][0] == shown[-1][1] == 1 + sum(len(run.plans_of(work, target_of(CPU))) for work in works)
 
 
 def test_a_work_that_memory_does_not_hold_is_left_out(measured, monkeypatch):
     works = [Work("fprop", SMALL, dtype, True) for dtype in ("bfloat16", "float16")]
-    monkeypatch.setattr(run, "compile_works", lambda *_, **__: None)
+    monkeypatch.setattr(run, "compile_ahead", lambda *_, **__: Outcome({}, {}, 0))
     original = Work.tensors
 
     def tensors(self, device):

@@ -15,6 +15,7 @@ from triton_dirac.runtime.targets import Target, target_of
 from triton_dirac.tuning.work import Work, plans_of
 
 Progress = Callable[[int, int], object]
+AT_ONCE = 24  # works compiled before they are measured: some 200 kernels, which keep 16 cores busy for ten seconds
 
 
 def _silent(done: int, total: int) -> None: ...
@@ -28,8 +29,11 @@ def compile_works(
     progress: Progress = _silent,
 ) -> Outcome[str]:
     """Compile every config of every work, and ``others``, into Triton's cache; needs no GPU."""
-    plans = {f"{work.label}: {config}": plan for work in works for config, plan in plans_of(work, target).items()}
-    return compile_ahead(plans | dict(others or {}), target, progress=progress)
+    return compile_ahead(_labelled(works, target) | dict(others or {}), target, progress=progress)
+
+
+def _labelled(works: Iterable[Work], target: Target) -> dict[str, Plan]:
+    return {f"{work.label}: {config}": plan for work in works for config, plan in plans_of(work, target).items()}
 
 
 def tune(
@@ -42,20 +46,33 @@ def tune(
 ) -> Outcome[str]:
     """Compile what has yet to be measured, then measure each work, cuDNN beside our configs; the timings are kept.
 
-    Works on normal numbers in memory of its own: the tensors of one work at a time. A work whose tensors the GPU's
-    memory does not hold is left out, with a warning.
+    A few works at a time, so that a tuning that is ended has measured what it had compiled but for those. Works on
+    normal numbers in memory of its own: the tensors of one work at a time. A work whose tensors the GPU's memory does
+    not hold is left out, with a warning.
     """
-    outcome = compile_works(
-        [work for work in works if unmeasured(work, device)], target_of(device), others, progress=compiling
-    )
-    for done, work in enumerate(works):
-        measuring(done, len(works))
-        try:
-            run(work, device)
-        except torch.OutOfMemoryError as error:
-            warnings.warn(f"{work.label} is not measured: {str(error).splitlines()[0]}", stacklevel=2)
-    measuring(len(works), len(works))
-    return outcome
+    target = target_of(device)
+    portions = [works[start : start + AT_ONCE] for start in range(0, len(works), AT_ONCE)]
+    plans = [_labelled([work for work in portion if unmeasured(work, device)], target) for portion in portions]
+    all_plans, begun, measured = len(others or {}) + sum(map(len, plans)), 0, 0
+    refused, lost, compiled = dict[str, str](), dict[str, str](), 0
+    for portion, wanted in zip([[], *portions], [dict(others or {}), *plans], strict=True):
+        found = compile_ahead(wanted, target, progress=_part(compiling, begun, len(wanted), all_plans))
+        refused, lost, compiled = refused | found.refused, lost | found.lost, compiled + found.compiled
+        begun += len(wanted)
+        for work in portion:
+            measuring(measured, len(works))
+            try:
+                run(work, device)
+            except torch.OutOfMemoryError as error:
+                warnings.warn(f"{work.label} is not measured: {str(error).splitlines()[0]}", stacklevel=2)
+            measured += 1
+    measuring(measured, len(works))
+    return Outcome(refused, lost, compiled)
+
+
+def _part(progress: Progress, begun: int, part: int, total: int) -> Progress:
+    """The progress of ``part`` of ``total`` kernels, of which some need not be compiled."""
+    return lambda done, missing: progress(begun + part * done // missing if missing else begun + part, total)
 
 
 def unmeasured(work: Work, device: torch.device) -> bool:
