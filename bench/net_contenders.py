@@ -6,7 +6,7 @@ Prepared weights have the layout that convolutions want: channels-last on a GPU,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,19 @@ def _build(prepare: Callable[[Work], Prepare]) -> Build:
     return lambda work: call_of(prepare(work), work)
 
 
+@dataclass(frozen=True)
+class Replay:
+    """Holds the call that was captured: a graph has the addresses of its tensors and keeps none of them alive."""
+
+    graph: torch.cuda.CUDAGraph
+    call: Callable[[], Results]
+    results: Results
+
+    def __call__(self) -> Results:
+        self.graph.replay()
+        return self.results
+
+
 def replayed(build: Build) -> Build:
     """``build``'s call captured in a CUDA graph: what remains of it when launches cost nothing."""
 
@@ -72,11 +85,7 @@ def replayed(build: Build) -> Build:
         with torch.cuda.graph(graph):
             results = call()
 
-        def replay() -> Results:
-            graph.replay()
-            return results
-
-        return replay
+        return Replay(graph, call, results)
 
     return build_graph
 

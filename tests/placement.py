@@ -25,14 +25,14 @@ FACTORIES = (
     *("arange", "empty", "empty_strided", "eye", "full", "linspace", "ones"),
     *("rand", "randint", "randn", "randperm", "tensor", "zeros"),
 )
-
+MACHINERY = (__name__, "tests.memory")  # whose functions stand between a factory and its caller
 
 _is_on = True
 
 
 def place(device: torch.device = DEVICE) -> None:
-    """From now on what tests and modules make without naming a device lies on ``device``, also when they are imported;
-    what the package makes is its own."""
+    """From now on what tests make without naming a device lies on ``device``, also when they are imported, and all
+    modules' parameters do; what else the package makes is its own."""
     _device._device_constructors()  # what ``with torch.device(...)`` concerns: noted once, and as torch's own functions
     for name in FACTORIES:
         _replace(name, _placed(getattr(torch, name), device))
@@ -56,7 +56,8 @@ def _replace(name: str, factory: Callable[..., Tensor]) -> None:
 
 def _placed(make: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
     def placed(*args: Any, **kwargs: Any) -> Tensor:
-        if _is_on and kwargs.get("device") is None and not (_in_a_device_context() or _called_by("triton_dirac")):
+        is_unsaid = _is_on and kwargs.get("device") is None and not _in_a_device_context()
+        if is_unsaid and (_in_a_module_s_init() or not _called_by("triton_dirac")):
             generator = kwargs.get("generator")
             kwargs["device"] = device if generator is None else generator.device
         return make(*args, **kwargs)
@@ -113,11 +114,21 @@ def _in_a_device_context() -> bool:
 
 
 def _called_by(package: str) -> bool:
-    """Whether the nearest caller that is neither this file's nor torch's is a module of ``package``."""
+    """Whether the nearest caller that is neither the tests' machinery nor torch is a module of ``package``."""
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if name != __name__ and name.partition(".")[0] != "torch":
+        if name not in MACHINERY and name.partition(".")[0] != "torch":
             return name.partition(".")[0] == package
+        frame = frame.f_back
+    return False
+
+
+def _in_a_module_s_init() -> bool:
+    """Whether a module is being made, whoever makes it: its parameters lie where it is told, or where all lies."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_name == "__init__" and isinstance(frame.f_locals.get("self"), torch.nn.Module):
+            return True
         frame = frame.f_back
     return False

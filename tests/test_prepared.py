@@ -255,3 +255,23 @@ def test_a_layer_in_two_places_is_prepared_once():
     found = _dirac_layers(net)
     assert found == [module for module in net.modules() if isinstance(module, td.DiracConv2d)]
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "parameter, message",
+    [
+        (lambda alpha: alpha.to("meta"), r"layers\[1\]: alpha must be on weight's device (cpu|cuda:0), got meta"),
+        (lambda alpha: alpha[:2], r"layers\[1\]: alpha must have shape \(4,\) or \(1,\), got \(2,\)"),
+        (lambda alpha: alpha.half(), r"layers\[1\]: alpha must have .*float32, got torch.float16"),
+    ],
+    ids=["device", "shape", "dtype"],
+)
+def test_parameters_that_do_not_go_together_are_named_and_no_kernel_has_their_addresses(parameter, message, backend):
+    net = nn.Sequential(*(td.DiracConv2d(4, 4, 3, 1, backend=backend) for _ in range(2)))
+    image = torch.randn(1, 4, 5, 5)
+    with prepared(net):
+        net(image)
+    net[1].alpha = nn.Parameter(parameter(net[1].alpha.detach()))
+    with prepared(net), pytest.raises((TypeError, ValueError), match=message):
+        net(image)

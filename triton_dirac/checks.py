@@ -345,12 +345,20 @@ def check_layers_arguments(
     if dtype is not None:
         check_dtype(dtype)
     for index, (layer, group) in enumerate(zip(layers, groups, strict=True)):
+        check_layer(index, layer, eps, group)
         try:
-            weight, alpha, beta = layer
-            check_dirac_arguments(weight, alpha, beta, eps, group, (3, 4, 5))
             check_memory(**{"layers[0]'s weight": layers[0][0], "weight": layer[0]})
         except (TypeError, ValueError) as error:
             raise type(error)(f"layers[{index}]: {error}") from None
+
+
+def check_layer(index: int, layer: Sequence[Tensor], eps: float, groups: int) -> None:
+    """One of several (weight, alpha, beta)."""
+    try:
+        weight, alpha, beta = layer
+        check_dirac_arguments(weight, alpha, beta, eps, groups, (3, 4, 5))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"layers[{index}]: {error}") from None
 
 
 def check_per_filter(name: str, tensor: Tensor, filters: int, owner: str, dtype: torch.dtype) -> None:

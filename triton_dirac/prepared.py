@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from triton_dirac.checks import check_layer
 from triton_dirac.functional import HAS_TRITON, dirac_weights, use_triton, uses_split
 from triton_dirac.modules import Prepared, _DiracConv, state_of
 from triton_dirac.runtime.remembered import Remembered
@@ -19,6 +20,8 @@ from triton_dirac.weight_prep.net_node import LayerTensors, trained_and_frozen
 
 if HAS_TRITON:
     from triton_dirac.weight_prep.op import NetSettings, weight_preps
+
+EPS = 1e-12  # the smallest norm that is divided by, as everywhere by default
 
 
 @contextmanager
@@ -38,7 +41,8 @@ def prepared(model: nn.Module) -> Iterator[nn.Module]:
     backward inside the block if parts are recomputed there (gradient checkpointing). One thread at a time.
 
     Raises:
-        ValueError: ``model`` has no Dirac convolution.
+        ValueError: ``model`` has no Dirac convolution; when it is called: a layer's parameters are not on one device,
+            or of shapes or types that do not go together. ``layers[i]`` is the i-th of ``model.modules()``.
     """
     layers = _dirac_layers(model)
     if not layers:
@@ -132,6 +136,7 @@ def _batches(layers: Sequence[_DiracConv], parameters: Sequence[LayerTensors]) -
     for i, (layer, three) in enumerate(zip(layers, parameters, strict=True)):
         layer.prepared = None
         if layer.identity == "dirac" and all(type(tensor) in PLAIN for tensor in three):
+            check_layer(i, three, EPS, layer.groups)
             weight = three[0]
             dtype = autocast_dtype(weight) or weight.dtype
             on_triton = use_triton(layer.backend, dtype, weight.device)
@@ -152,5 +157,5 @@ def _batch(
     split: bool,
     dtype: torch.dtype,
 ) -> _Batch:
-    net = NetSettings(1e-12, not split, dtype, True, tuple(groups), alpha_apart=split) if on_triton else None
+    net = NetSettings(EPS, not split, dtype, True, tuple(groups), alpha_apart=split) if on_triton else None
     return _Batch(layers, on_triton, split, dtype, net, *trained_and_frozen(parameters), groups)

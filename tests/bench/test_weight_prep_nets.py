@@ -1,5 +1,8 @@
 """Whole nets: their layers, their contenders, what is counted of them, who is timed and what is written down."""
 
+import gc
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -226,3 +229,37 @@ def test_the_allocator_keeps_memory_only_where_it_can(monkeypatch):
     monkeypatch.setattr("bench.allocator.ctypes.CDLL", lambda name: libc)
     assert keep_freed_memory() is True
     assert calls == [(-3, 32 * 2**20), (-1, 2**31 - 1)]
+
+
+def test_a_captured_call_s_tensors_live_as_long_as_its_graph(monkeypatch):
+    """A graph reads them where they were: of a step's net nothing else was left, and the GPU was lost."""
+    graphs = []
+
+    class Graph:
+        def __init__(self):
+            self.replays = 0
+            graphs.append(self)
+
+        def replay(self):
+            self.replays += 1
+
+    class Parameter: ...
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: stream)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    alive = []
+
+    def build(work):
+        parameter = Parameter()
+        alive.append(weakref.ref(parameter))
+        return lambda: (type(parameter).__name__,)
+
+    replay = net_contenders.replayed(build)(None)
+    gc.collect()
+    assert alive[0]() is not None
+    assert replay() == ("Parameter",)
+    assert graphs[0].replays == 1

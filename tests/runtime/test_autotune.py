@@ -16,7 +16,7 @@ from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.models import conv_problems, diracnet
 from triton_dirac.runtime import autotune, measure, timings
 from triton_dirac.runtime.compile_ahead import Outcome
-from triton_dirac.runtime.launch import Launch
+from triton_dirac.runtime.launch import INTERPRETED, Launch
 from triton_dirac.runtime.targets import INTERPRETER, TARGETS
 
 PROBLEM = ConvProblem(8, 64, 14, 14, 64, 3, 3, padding=(1, 1, 1, 1))
@@ -365,4 +365,5 @@ def test_what_is_measured_is_held_nowhere_and_two_outputs_are_the_most_that_live
     assert configs > 1
     assert len(most) > 3 * configs, "each config is run several times"
     assert max(most) <= 2
-    assert len(launched) == len(most), "each launch has an output of its own"
+    ahead = 0 if INTERPRETED else configs  # where kernels are compiled, each config is planned once for that
+    assert len(launched) + ahead == len(most), "each launch has an output of its own"

@@ -60,6 +60,8 @@ def measured(monkeypatch, tmp_path):
     entries = []
 
     def measure(runs, entry):
+        if "torch" in runs:
+            runs["torch"]()
         entries.append(entry)
         return dict.fromkeys(runs, 1.0)
 

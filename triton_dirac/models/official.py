@@ -112,7 +112,7 @@ def _parameters(widths: list[int], blocks: list[int], classes: int, stem: int) -
     for name, tensor in params.items():
         tensor.requires_grad_(not name.endswith(("running_mean", "running_var")))
     filters = [tensor for name, tensor in params.items() if name.endswith(".conv")]
-    return params | {identity_name(bank): dirac_delta(tuple(bank.shape)) for bank in filters}
+    return params | {identity_name(bank): dirac_delta(tuple(bank.shape), device=bank.device) for bank in filters}
 
 
 class DiracNet(nn.Module):

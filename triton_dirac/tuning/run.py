@@ -94,7 +94,7 @@ def run(work: Work, device: torch.device) -> None:
     rest = (p.stride, p.padding, p.dilation, p.groups)
     with torch.no_grad():
         if work.direction == "fprop":
-            op.plan_conv(call.Plan(), x, w, None, alpha, *rest, False, precision, True)
+            op.plan_conv(call.Plan(), x, w, None, alpha, *rest, None, precision, True)
         elif work.direction == "dgrad":
             op.plan_dgrad(call.Plan(), dy, w, alpha, x.shape, *rest, precision, True)
         else:
