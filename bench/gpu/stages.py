@@ -82,7 +82,7 @@ STAGES = (
     Stage("inference", "inference, folded and not", 30, 15, suite="bench/test_inference.py", without=("*-compile",)),
     Stage("weight_prep_nets", "weight preparation of nets", 30, 15, suite="bench/test_weight_prep_nets.py"),
     Stage("dirac_block", "ReLU, Dirac convolution, batch-norm", 30, 15, suite="bench/test_dirac_block.py"),
-    Stage("host", "what a layer costs the host", 25, 10, suite="bench/test_host_overhead.py"),
+    Stage("host", "what a layer costs the host", 25, 10, suite="bench/test_host_overhead.py", without=("*-compile",)),
     Stage(
         "peers",
         "Inductor's and FlagGems' convolutions",

@@ -1,5 +1,7 @@
 """Every contender computes what its suite says, on a crop; Triton's in the interpreter without a GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,6 +17,18 @@ SUITES = (test_weight_prep.SUITE, test_conv.SUITE, test_dirac_block.SUITE)
 WIDENING = ConvProblem(2, 16, 5, 6, 24, 3, 3, padding=(1, 1, 1, 1))  # K > C: filters without an identity term
 NARROWING = ConvProblem(2, 24, 5, 6, 16, 3, 3, padding=(1, 1, 1, 1))
 STEM = crop(layers("DiracNet-18")[0].problem)
+
+
+@pytest.mark.parametrize("problem", [WIDENING, NARROWING])
+def test_a_definition_that_is_rewritten_is_the_same(problem, device):
+    suite = test_dirac_block.SUITE
+    work = suite.work(problem, "float32", "forward_backward", device)
+    truth = suite.truth(work)
+    again = suite.named(work.direction, suite.rewritten(work.with_inputs(torch.Tensor.double)))
+    for name, tensor in truth.items():
+        torch.testing.assert_close(again[name], tensor)
+    alone = replace(suite, rewritten=None).torch_errors(work, truth)
+    assert all(error >= alone[name] for name, error in suite.torch_errors(work, truth).items())
 
 
 def cases(problems, dtypes, engines):
