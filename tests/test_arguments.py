@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import triton_dirac as td
+from tests.placement import DEVICE
 from triton_dirac.models import diracnet
 
 IMAGE, WEIGHT, GROUPED = torch.randn(2, 8, 9, 9), torch.randn(8, 8, 3, 3), torch.randn(8, 4, 3, 3)
@@ -199,7 +200,7 @@ def test_functions_honour_torch_function():
 def test_integer_images_are_refused_and_not_rounded(dims, autocast):
     layer = (td.DiracConv1d, td.DiracConv2d, td.DiracConv3d)[dims - 1](3, 4, 3)
     image = torch.full((1, 3, *[6] * dims), 257)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=autocast):
         with pytest.raises(TypeError, match=r"input must be floating-point, got torch\.int64"):
             layer(image)
         with pytest.raises(TypeError, match=r"input must be floating-point"), td.prepared(layer):
@@ -207,7 +208,7 @@ def test_integer_images_are_refused_and_not_rounded(dims, autocast):
 
 
 def test_integer_images_of_a_convolution_are_named():
-    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match=r"input.*int64"):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16), pytest.raises(TypeError, match=r"input.*int64"):
         td.conv2d(torch.full((1, 8, 6, 6), 257), torch.ones(4, 8, 3, 3))
 
 

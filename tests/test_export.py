@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrizations
 
+from tests.placement import DEVICE
 from triton_dirac import DiracConv1d, DiracConv2d, DiracConv3d, functional, prepared
 from triton_dirac.models import diracnet
 
@@ -40,7 +41,7 @@ def test_symbolic_trace(dims, make):
     image = torch.randn(2, 8, *SIZES[dims])
     traced = fx.symbolic_trace(layer)
     assert torch.equal(traced(image), layer(image))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         assert torch.equal(traced(image), layer(image))
     traced(image).sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
@@ -72,7 +73,8 @@ def test_symbolic_trace_of_a_net():
 def in_onnxruntime(model, image, path, **options):
     torch.onnx.export(model, (image[:2],), path, dynamo=True, verbose=False, **options)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(output) for output in session.run(None, {session.get_inputs()[0].name: image.numpy()})]
+    outputs = session.run(None, {session.get_inputs()[0].name: image.cpu().numpy()})
+    return [torch.from_numpy(output).to(image.device) for output in outputs]
 
 
 class SideBySide(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.folded import assert_same, block, kinds, randomised
+from tests.placement import DEVICE
 from triton_dirac import DiracConv2d, fold
 
 X, Y = torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 6)
@@ -313,7 +314,7 @@ def test_no_module_is_named():
     "mode",
     [
         torch.inference_mode,
-        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: torch.autocast(DEVICE.type, dtype=torch.bfloat16),
         lambda: torch.set_grad_enabled(True),
         lambda: torch.device("meta"),
     ],
@@ -340,7 +341,7 @@ def test_a_model_that_was_made_in_inference_mode():
 
 def test_a_forward_that_narrows_on_its_way():
     def narrow(self, x):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
             return self.bn(self.conv(x)) if x.sum() > -1e9 else x
 
     model = model_of(narrow)

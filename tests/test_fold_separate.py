@@ -110,8 +110,8 @@ def test_it_runs_in_onnxruntime():
     file = io.BytesIO()
     torch.onnx.export(folded, (images,), dynamo=True, verbose=False).save(file)
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    np.testing.assert_allclose(output, net(images).detach().numpy(), rtol=1e-3, atol=1e-4)
+    (output,) = session.run(None, {session.get_inputs()[0].name: images.cpu().numpy()})
+    np.testing.assert_allclose(output, net(images).detach().cpu().numpy(), rtol=1e-3, atol=1e-4)
 
 
 def rounded(weight):

@@ -298,5 +298,5 @@ def test_a_folded_net_in_onnxruntime(tmp_path):
     torch.onnx.export(fold(net), (image[:2],), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for images in (image, image[:1]):
-        (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        assert_same(torch.from_numpy(output), net(images))
+        (output,) = session.run(None, {session.get_inputs()[0].name: images.cpu().numpy()})
+        assert_same(torch.from_numpy(output), net(images).cpu())

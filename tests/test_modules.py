@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.placement import DEVICE
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import reference
 from triton_dirac.models import diracnet
@@ -195,7 +196,7 @@ def test_unbatched_input(dims):
 @DIMS
 def test_autocast(dims):
     module = trained(dims, 4, 6, 3, 1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         output = module(torch.randn(2, 4, *SIZES[dims]))
     assert output.dtype == torch.bfloat16
     output.float().sum().backward()

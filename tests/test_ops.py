@@ -156,7 +156,7 @@ def test_flops_are_counted():
 def test_autocast_of_the_operator_keeps_alpha(dtype):
     image, weight = image_and_weight(1, torch.float32, False)
     alpha = torch.full((6,), 1 + 2**-12)
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(DEVICE.type, dtype=dtype):
         output = OPS.conv2d(image, weight, None, alpha, *GEOMETRY["3x3"], None, "ieee", False)
     assert output.dtype == dtype
 
@@ -296,7 +296,7 @@ def test_autocast_is_the_same_compiled(backend):
     bias = torch.full((1,), 1.003)
 
     def run(x):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
             return td.conv2d(x, weight, bias, backend=backend)
 
     assert torch.equal(run(image), torch.compile(run, fullgraph=True, backend="aot_eager")(image))

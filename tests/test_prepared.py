@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import triton_dirac as td
+from tests.placement import DEVICE
 from tests.runtime.test_remembered import calls_of
+from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import prepared
 from triton_dirac.prepared import _dirac_layers
 from triton_dirac.runtime import launch
@@ -123,7 +125,7 @@ def test_a_net_trains_the_same(backend, autocast):
     images = torch.randn(1, 3, 4, 4)
 
     def step(net):
-        with torch.autocast("cpu", enabled=autocast):
+        with torch.autocast(DEVICE.type, enabled=autocast):
             output = net(images)
         output.float().square().sum().backward()
         return output.detach()
@@ -155,7 +157,7 @@ def test_all_module_kinds(backend):
     net, image = Net(), torch.randn(2, 4, 8)
     expected = net(image)
     with prepared(net):
-        assert torch.equal(net(image), expected)
+        assert_as_good_as_torch("output", net(image), expected)  # compiled, odd rows are added up in another order
     assert all(module.prepared is None for module in (net.one, net.two, net.three))
 
 
@@ -246,7 +248,8 @@ def test_a_steady_prepared_net_makes_few_calls_a_layer(backward, most, monkeypat
             return len(calls_of(step))
 
     found = (calls(8) - calls(4)) / 4
-    assert found <= most, found
+    on_gpu = DEVICE.type == "cuda"  # there the stream and Triton's hooks are asked for too
+    assert found <= most + 8 * on_gpu, found
 
 
 def test_a_layer_in_two_places_is_prepared_once():

@@ -12,7 +12,8 @@ from triton_dirac import reference
 @pytest.mark.parametrize("filters, channels", [(4, 4), (4, 6), (6, 3), (2, 1)])
 def test_delta_is_torchs_dirac(filters, channels, window, groups):
     shape = (filters, channels, *window)
-    assert torch.equal(reference.dirac_delta(shape, groups), dirac_(torch.empty(shape), groups))
+    expected = dirac_(torch.empty(shape), groups)
+    assert torch.equal(reference.dirac_delta(shape, groups, device=expected.device), expected)
 
 
 def test_dirac_weight_written_out():

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from tests.placement import DEVICE
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import DiracConv2d, parameter_groups, prepared, reference
 from triton_dirac.runtime.launch import Launch
@@ -172,10 +173,10 @@ def test_a_weight_that_changed_before_the_backward_is_noticed(backend):
 
 def test_grad_scaler():
     net = small_net()
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(DEVICE.type, init_scale=1024.0)
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
     images, labels = digits(16)
-    with torch.autocast("cpu", dtype=torch.float16):
+    with torch.autocast(DEVICE.type, dtype=torch.float16):
         loss = nn.functional.cross_entropy(net(images).float(), labels)
     scaler.scale(loss).backward()
     before = net[3].alpha.detach().clone()

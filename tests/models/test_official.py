@@ -10,6 +10,8 @@ from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import fold
 from triton_dirac.models import diracnet, diracnet18, load_official, official, to_official
 
+pytestmark = pytest.mark.cpu  # functions of torch, on tensors that the interface makes
+
 
 def stirred(params):
     """Parameters and statistics as after a training: none is left at 0 or 1."""

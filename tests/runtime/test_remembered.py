@@ -121,7 +121,7 @@ def test_images_of_another_layout_are_copied_and_replayed_and_their_gradient_arr
 def test_autocast_of_another_dtype_is_not_taken_for_the_same(replays):
     inputs = tensors(dtype=torch.float16)
     for dtype in (torch.float16, torch.bfloat16, torch.float16, torch.bfloat16):
-        with torch.autocast("cpu", dtype=dtype):
+        with torch.autocast(DEVICE.type, dtype=dtype):
             assert run(inputs).dtype == dtype
     assert run(inputs).dtype == torch.float16
     assert len(replays) == 2
