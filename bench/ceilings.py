@@ -5,11 +5,13 @@ Under a sustained load clocks fall to what power and heat allow. Random normal v
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -58,6 +60,17 @@ def of_gpu(dtypes: Sequence[str], device: Device, place: torch.device) -> Loads:
         with float32_matmuls(dtype):
             found |= measured({dtype: (partial(torch.matmul, a, b, out=out), 2 * SIZE**3)}, device)
     return found
+
+
+def of_run(path: Path, gpu: str | None = None) -> Loads | None:
+    """The ceilings that a results file or a journal states; None if it states none (of ``gpu``), or is neither."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        contents = [json.loads(text)] if path.suffix == ".json" else map(json.loads, text.splitlines())
+        stated = [content["environment"] for content in contents if "environment" in content]
+        return stated[-1].get("ceilings") if stated and gpu in (None, stated[-1].get("gpu")) else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 if not torch.cuda.is_available():  # before triton_dirac is imported: kernels read it when they are defined
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from bench import processes
+from bench import ceilings, processes
 from bench.budget import Budget, worth
 from bench.contenders import CONV, DIRAC_BLOCK, WEIGHT_PREP
 from bench.host_calls import subjects
@@ -73,6 +73,11 @@ def _make_lab(config: pytest.Config) -> Lab:
     journal = _journal(config, path) if is_timed else None
     if selection.processes > 1 and journal is None:
         raise pytest.UsageError("--processes needs --benchmark-json FILE or --journal FILE, beside which theirs are")
+    known = config.getoption("ceilings")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    stated = ceilings.of_run(known, gpu) if known else None
+    if known and not stated:
+        raise pytest.UsageError(f"--ceilings {known}: accepted is a results file or journal with ceilings of {gpu}")
     lab = Lab(
         selection,
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
@@ -81,6 +86,7 @@ def _make_lab(config: pytest.Config) -> Lab:
         file=ResultsFile(path) if path else None,
         command=shlex.join(["pytest", *config.invocation_params.args]),
     )
+    lab.ceilings = lab.ceilings or stated
     if journal and journal.environment and (differences := journal.differences(lab.environment())):
         raise pytest.UsageError(
             f"--resume: {journal.path} cannot be gone on with: {'; '.join(differences)}. Without --resume it moves "

@@ -48,6 +48,13 @@ def add_options(parser: pytest.Parser) -> None:
         "time; what is left out is in the results as such. Without it everything runs",
     )
     group.addoption(
+        "--ceilings",
+        metavar="FILE",
+        type=Path,
+        help="a results file or journal of this GPU, whose ceilings are taken over; by default they are measured anew, "
+        "in some seconds",
+    )
+    group.addoption(
         "--processes",
         metavar="N",
         type=int,

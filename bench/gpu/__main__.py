@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out: Path = options.out
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for name in (*KEPT, "results.json", "checks.jsonl"):  # an earlier visit's
+            (out / name).unlink(missing_ok=True)
         (out / "log.txt").write_bytes(b"")
     except OSError as error:
         print(f"--out must be a folder that can be written: {error}", file=sys.stderr)

@@ -32,7 +32,7 @@ ALL_CONVOLUTIONS = (
 
 @dataclass(frozen=True)
 class Stage:
-    """``share``: of a visit of 540 seconds; ``least``: seconds under which it is not begun.
+    """``share``: of the visit, in parts of whatever size; ``least``: seconds under which it is not begun.
 
     ``suite``: the file of a benchmark suite, which gets the visit's options and its own results file; ``command`` its
     own arguments then.
@@ -48,11 +48,14 @@ class Stage:
     without: tuple[str, ...] = ()  # contenders that it leaves out
 
 
+PEERS = ("inductor", "flag_gems")
+# A row that is stopped has none of its contenders, and torch.compile takes most of a minute for a net.
+COMPILED = ("*-compile", "compile*")
 STAGES = (
     Stage(
         "checks",
         "right or wrong: kernels x dtypes x loaders, calls, graphs, streams",
-        85,
+        70,
         20,
         ("-m", "bench.gpu.checks", "--journal", "{out}/checks.jsonl", "--seconds", "{seconds}"),
         ("-m", "bench.gpu.checks", "--journal", "{out}/checks.jsonl", "--seconds", "{seconds}", "--processes", "2"),
@@ -60,7 +63,7 @@ STAGES = (
     Stage(
         "tests",
         "the project's tests of what runs on a GPU, in parallel",
-        100,
+        60,
         30,
         ("-m", "pytest", "tests", *TESTS, "-m", "not cpu", "-n", "{cores}", "--dist", "worksteal"),
         ("-m", "pytest", "tests/test_reference.py", *TESTS),
@@ -68,7 +71,7 @@ STAGES = (
     Stage(
         "tune",
         "every config compiled in parallel, then timed",
-        60,
+        90,
         20,
         ("-m", "triton_dirac.tuning", "--nets", "DiracNet-28-10,DiracNet-18,DiracNet-34-2", "--dtypes", "bfloat16"),
         (
@@ -76,18 +79,17 @@ STAGES = (
             *("--dtypes", "bfloat16", "--layers", "64x16x16-64", "--passes", "fprop", "--cache", "{work}/kernels"),
         ),
     ),
-    Stage("conv", "convolutions against cuDNN", 80, 20, suite="bench/test_conv.py"),
-    # torch.compile takes most of a minute for a net, and a row that is stopped has none of its contenders
-    Stage("training", "training steps of nets", 80, 30, suite="bench/test_training_step.py", without=("*-compile",)),
-    Stage("inference", "inference, folded and not", 30, 15, suite="bench/test_inference.py", without=("*-compile",)),
-    Stage("weight_prep_nets", "weight preparation of nets", 30, 15, suite="bench/test_weight_prep_nets.py"),
-    Stage("dirac_block", "ReLU, Dirac convolution, batch-norm", 30, 15, suite="bench/test_dirac_block.py"),
-    Stage("host", "what a layer costs the host", 25, 10, suite="bench/test_host_overhead.py", without=("*-compile",)),
+    Stage("conv", "convolutions against cuDNN", 75, 40, suite="bench/test_conv.py", without=PEERS),
+    Stage("training", "training steps of nets", 90, 60, suite="bench/test_training_step.py", without=COMPILED),
+    Stage("inference", "inference, folded and not", 45, 40, suite="bench/test_inference.py", without=COMPILED),
+    Stage("weight_prep_nets", "weight preparation of nets", 40, 35, suite="bench/test_weight_prep_nets.py"),
+    Stage("dirac_block", "ReLU, Dirac convolution, batch-norm", 40, 35, suite="bench/test_dirac_block.py"),
+    Stage("host", "what a layer costs the host", 35, 30, suite="bench/test_host_overhead.py", without=COMPILED),
     Stage(
         "peers",
         "Inductor's and FlagGems' convolutions",
-        50,
-        25,
+        45,
+        40,
         ("--contenders", "inductor,flag_gems,cudnn,triton", "--dtypes", "bfloat16"),
         suite="bench/test_conv.py",
     ),
@@ -105,8 +107,9 @@ REHEARSED = ("--nets", "DiracNet-34-2", "--batch", "1", "--dtypes", "float32")
 
 
 def limits(stages: tuple[Stage, ...], left: float) -> float:
-    """Seconds that the first of ``stages`` may take of ``left``."""
-    return left * stages[0].share / sum(stage.share for stage in stages)
+    """Seconds that the first of ``stages`` may take of ``left``: its share, or what it takes at least."""
+    share = left * stages[0].share / sum(stage.share for stage in stages)
+    return min(left, max(share, stages[0].least))
 
 
 def wrong_contenders(wrong: dict[str, list[str]]) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.gpu import check_journal
+from bench.journal import Journal
+from bench.results import KINDS, Entries
 
 if TYPE_CHECKING:
     from bench.gpu.visit import Visit
@@ -57,8 +60,13 @@ def _ratio(times: dict[str, float], baseline: str | None, name: str) -> str:
 
 def _results(path: Path) -> list[tuple[dict[str, Any], float]]:
     """(what it is of, median seconds) of each result in a results file or journal."""
+    return [(entry["extra_info"], statistics.median(entry["stats"]["data"])) for entry in entries(path)["benchmarks"]]
+
+
+def entries(path: Path) -> Entries:
+    """What a results file or a journal holds."""
     if path.suffix == ".json":
-        entries = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
-    else:
-        entries = [entry for entry in check_journal.read(path) if "stats" in entry]
-    return [(entry["extra_info"], entry["stats"]["median"]) for entry in entries]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {kind: content.get(kind, []) for kind in KINDS}
+    rows = Journal(path, resume=True).rows.values()
+    return {kind: [entry for row in rows for entry in row[kind]] for kind in KINDS}

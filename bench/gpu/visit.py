@@ -14,12 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import ceilings
 from bench.gpu import check_journal
 from bench.gpu import failing as failing_tests
 from bench.gpu.stages import REHEARSED, STAGES, SUITE, Stage, limits, wrong_contenders
+from bench.gpu.summary import entries
 
 ROOT = Path(__file__).parents[2]
 PICKS = "picks"  # the folder below work that timings are kept in
+SECONDS_TO_START = 12  # that a suite takes before its first row: torch, Triton, the GPU's first use
 SECONDS_TO_END = 10  # seconds that a stage has to write its results after it was asked to end
 REPORT_SECONDS = 25  # kept back for the report and its figures
 
@@ -82,7 +85,7 @@ class Visit:
         for stage in STAGES:
             names = (f"{stage.name}.json", f"{stage.name}.journal.jsonl")
             paths = [self.work / name for name in names]
-            found += [path for path in paths if path.exists() and path.stat().st_size][:1]
+            found += [path for path in paths if path.exists() and any(entries(path).values())][:1]
         return found
 
     def _run_stage(self, stage: Stage, seconds: float) -> Outcome:
@@ -118,7 +121,10 @@ class Visit:
             words = stage.rehearsal if self.rehearse else stage.command
             return [sys.executable, *(word.format(**values) for word in words)]
         results = self.work / f"{stage.name}.json"
-        limited = ("--budget", f"{max(0.05, (seconds - SECONDS_TO_END) / 60):.2f}", f"--benchmark-json={results}")
+        minutes = max(1.0, seconds - SECONDS_TO_START - SECONDS_TO_END) / 60
+        limited = ["--budget", f"{minutes:.2f}", f"--benchmark-json={results}"]
+        if known := [path for path in self.suites if ceilings.of_run(path)]:
+            limited += ["--ceilings", str(known[0])]
         options = REHEARSED if self.rehearse else stage.command
         wrong = wrong_contenders(check_journal.summary(check_journal.read(self.out / "checks.jsonl"))["wrong"])
         left_out = [*stage.without, *wrong]

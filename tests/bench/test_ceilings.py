@@ -1,5 +1,6 @@
 """Ceilings, clocks and the second look, on a scripted GPU."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -236,3 +237,15 @@ def test_a_lost_gpu_ends_the_process_and_the_next_goes_on_without_its_cause(tmp_
 def test_an_error_of_the_device_itself_names_nobody(lost_gpu):
     with pytest.raises(machine.DeviceLostError, match="the definition lost the GPU"):
         Machine(lost_gpu).require_device("", RuntimeError("x"))
+
+
+def test_the_ceilings_that_a_run_states(tmp_path):
+    stated = {"copy": {"short": 2.0, "sustained": 1.0}}
+    environment = {"environment": {"gpu": "A", "ceilings": stated}}
+    results, journal, other = (tmp_path / name for name in ("r.json", "r.journal.jsonl", "none.json"))
+    results.write_text(json.dumps({**environment, "benchmarks": []}))
+    journal.write_text('{"environment": {"gpu": "A"}}\n' + json.dumps(environment) + '\n{"started": ["conv"]}\n')
+    other.write_text("[1]")
+    assert ceilings.of_run(results) == ceilings.of_run(journal, "A") == stated
+    for path, gpu in ((results, "B"), (other, None), (tmp_path / "absent.json", None)):
+        assert ceilings.of_run(path, gpu) is None

@@ -17,7 +17,9 @@ from bench.gpu.__main__ import main
 from bench.gpu.kernel_checks import KernelCheck, kernel_checks
 from bench.gpu.stages import STAGES, TESTS, Stage, limits, wrong_contenders
 from bench.gpu.visit import Visit
+from bench.journal import Journal
 from bench.options import require_known
+from bench.results import KINDS
 from triton_dirac.conv.epilogue import ACTIVATIONS
 
 CPU = torch.device("cpu")
@@ -70,6 +72,11 @@ def test_time_that_a_stage_leaves_goes_to_the_others():
     one, two = stage("one", "", share=10), stage("two", "", share=30)
     assert limits((one, two), 400) == 100
     assert limits((two,), 390) == 390
+
+
+def test_a_stage_has_the_least_it_takes_though_its_share_is_less():
+    assert limits((stage("one", "", share=10, least=50), stage("two", "", share=90)), 100) == 50
+    assert limits((stage("one", "", share=10, least=50), stage("two", "", share=90)), 30) == 30
 
 
 def test_stages_that_are_named_run_alone(tmp_path, monkeypatch):
@@ -268,6 +275,43 @@ def test_the_table_says_what_time_did_not_allow(tmp_path, monkeypatch):
     check_journal.append(tmp_path / "checks.jsonl", {"planned": 5})
     check_journal.append(tmp_path / "checks.jsonl", {"family": "f", "name": "n", "passed": True, "error": None})
     assert summary.table(visit).splitlines()[0] == "checks against float64: 1 of 1 passed, 4 more not reached"
+
+
+def written_by_a_suite(tmp_path: Path, name: str, seconds: list[float]) -> None:
+    """A journal of a row, as a suite that was killed leaves it, and one of a suite that was killed before its first."""
+    info = {"suite": name, "pass": "fprop", "net": "n", "layer": "l", "dtype": "float32"}
+    journal = Journal(tmp_path / f"{name}.journal.jsonl")
+    journal.begin({"gpu": "A", "ceilings": {"copy": {}}})
+    if seconds:
+        times = {"cudnn": [2 * s for s in seconds], "triton": seconds}
+        rows = [{"extra_info": info | {"contender": c}, "stats": {"data": data}} for c, data in times.items()]
+        journal.finish(tuple(info.values()), 1.0, {kind: [] for kind in KINDS} | {"benchmarks": rows})
+    else:
+        journal.start(tuple(info.values()))
+
+
+def test_what_suites_that_were_stopped_measured_is_in_the_table(tmp_path):
+    visit = Visit(tmp_path, tmp_path, 60)
+    written_by_a_suite(tmp_path, "conv", [3e-6, 1e-6, 2e-6])
+    written_by_a_suite(tmp_path, "training", [])
+    assert visit.suites == [tmp_path / "conv.journal.jsonl"]
+    assert summary.table(visit).splitlines()[-1] == "conv fprop n l float32: cudnn 4.0; triton 2.0 (x2.00)"
+
+
+def test_suites_take_over_the_ceilings_that_the_first_one_measured(tmp_path):
+    visit = Visit(tmp_path, tmp_path, 60)
+    training = next(stage for stage in STAGES if stage.name == "training")
+    assert "--ceilings" not in visit._command(training, 60)
+    written_by_a_suite(tmp_path, "conv", [1e-6])
+    command = visit._command(training, 60)
+    assert command[command.index("--ceilings") + 1] == str(tmp_path / "conv.journal.jsonl")
+
+
+def test_a_visit_does_not_pass_off_an_earlier_one_s_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.gpu.visit.STAGES", (stage("one", "print(1)"),))
+    (tmp_path / "checks.jsonl").write_text('{"planned": 5}\n')
+    assert main(["--out", str(tmp_path), "--budget", "0.2"]) == 0
+    assert (tmp_path / "visit.txt").read_text().startswith("checks against float64: 0 of 0 passed\n")
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
