@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
-COMMIT = "TRITON_DIRAC_COMMIT"  # names the commit of a copy without .git
+COMMIT = "TRITON_DIRAC_COMMIT"  # names the commit that the tree is a copy of
 CLOCKS = {
     "clocks.sm": "sm_mhz",
     "clocks.mem": "memory_mhz",
@@ -65,7 +65,8 @@ def environment(
 ) -> dict[str, Any]:
     """The machine, the versions and the commit; ``command`` is how the program was called."""
     has_gpu = torch.cuda.is_available()
-    is_checkout = (ROOT / ".git").exists()  # a plain copy may lie inside another project's checkout
+    told = os.environ.get(COMMIT)  # before git: a copy may have a repository of its own, of another state
+    is_checkout = told is None and (ROOT / ".git").exists()  # a plain copy may lie inside another project's checkout
     changed = run(["git", "status", "--porcelain", "--untracked-files=no"]) if is_checkout else None
     return {
         "gpu": torch.cuda.get_device_name() if has_gpu else None,
@@ -83,7 +84,7 @@ def environment(
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "commit": run(["git", "rev-parse", "HEAD"]) if is_checkout else os.environ.get(COMMIT),
+        "commit": run(["git", "rev-parse", "HEAD"]) if is_checkout else told,
         "code": code(),
         "dirty": None if changed is None else bool(changed),
         "command": command,

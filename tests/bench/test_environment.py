@@ -53,6 +53,12 @@ def test_a_copy_without_git_has_the_commit_that_it_is_told(monkeypatch, tmp_path
     assert environment("x", run=run)["commit"] is None
 
 
+def test_a_copy_s_commit_is_the_one_that_it_is_told_though_it_has_a_repository(monkeypatch):
+    monkeypatch.setenv("TRITON_DIRAC_COMMIT", "4567def")
+    found = environment("x", run=script(status=" M bench/lab.py", parse="0123abc"))
+    assert (found["commit"], found["dirty"]) == ("4567def", None)
+
+
 def test_code_is_told_from_other_code(monkeypatch, tmp_path):
     monkeypatch.setattr("bench.environment.ROOT", tmp_path)
     seen = [code()]
