@@ -25,7 +25,7 @@ What is to come has its place here: a scale and a shift of the source's channels
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -156,14 +156,7 @@ def identity_term(image: Tensor, alpha: Tensor, problem: ConvProblem) -> Tensor:
 def centre_tap(image: Tensor, problem: ConvProblem) -> Tensor:
     """The input pixel under the filter's centre tap for every output pixel: (N, C, P, Q), zero outside."""
     view = image
-    for axis, (size, out, stride, dilation, before) in enumerate(
-        (
-            (problem.R, problem.P, problem.stride[0], problem.dilation[0], problem.padding[0]),
-            (problem.S, problem.Q, problem.stride[1], problem.dilation[1], problem.padding[2]),
-        ),
-        start=2,
-    ):
-        first = size // 2 * dilation - before
+    for axis, out, stride, first in _centres(problem):
         last = first + stride * (out - 1)
         pad_before, pad_after = max(-first, 0), max(last - (image.shape[axis] - 1), 0)
         if pad_before or pad_after:
@@ -175,7 +168,35 @@ def centre_tap(image: Tensor, problem: ConvProblem) -> Tensor:
     return view
 
 
+def _centres(problem: ConvProblem) -> Iterator[tuple[int, int, int, int]]:
+    """(axis, outputs along it, stride, the pixel under the first output's centre tap) of height and width."""
+    p = problem
+    for axis, size, out, stride, dilation, before in (
+        (2, p.R, p.P, p.stride[0], p.dilation[0], p.padding[0]),
+        (3, p.S, p.Q, p.stride[1], p.dilation[1], p.padding[2]),
+    ):
+        yield axis, out, stride, size // 2 * dilation - before
+
+
 # --- backward ---------------------------------------------------------------------------------------------
+
+
+def identity_dgrad(grad: Tensor, alpha: Tensor, problem: ConvProblem) -> Tensor:
+    """dL/dx of ``identity_term``: alpha * dL/dz at each centre tap, (N, C, H, W); in float32 if alpha is."""
+    groups, per_group = problem.groups, problem.identity_per_group
+    scale = identity_rows(alpha, problem.K, problem.C // groups, groups)
+    rows = torch.unflatten(grad, 1, (groups, -1))[:, :, :per_group] * scale.view(1, groups, per_group, 1, 1)
+    if missing := problem.C // groups - per_group:
+        rows = F.pad(rows, (0, 0, 0, 0, 0, missing))
+    term = rows.flatten(1, 2)
+    sides = []
+    for (axis, _, stride, first), length in zip(_centres(problem), (problem.H, problem.W), strict=True):
+        if stride > 1:  # zeros between outputs: an axis of 1 padded to the stride, and joined
+            apart = (0, stride - 1) if axis == 3 else (0, 0, 0, stride - 1)
+            term = F.pad(term.unsqueeze(axis + 1), apart).flatten(axis, axis + 1)
+        sides.append((first, length - first - term.shape[axis]))  # less than 0 cuts off
+    (top, bottom), (left, right) = sides
+    return F.pad(term, (left, right, top, bottom)) if any((top, bottom, left, right)) else term
 
 
 def keeps_output(activation: str | None) -> bool:

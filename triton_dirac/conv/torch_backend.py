@@ -4,12 +4,11 @@ everything Triton lacks. Differentiable any number of times.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from triton_dirac.conv.epilogue import finish_by_torch, identity_term
+from triton_dirac.conv.epilogue import finish_by_torch, identity_dgrad
 from triton_dirac.conv.problem import ConvProblem
 
 
@@ -40,11 +39,7 @@ def conv_dgrad(grad: Tensor, weight: Tensor, alpha: Tensor | None, problem: Conv
     dimage = dimage[:, :, top : top + h, left : left + w]
     if alpha is None:
         return dimage
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        zero = grad.new_zeros(()).expand(n, c, h, w).requires_grad_()
-        term = identity_term(zero, alpha, problem).to(grad.dtype)
-        return dimage + torch.autograd.grad(term, zero, grad, create_graph=again)[0]
+    return dimage + identity_dgrad(grad, alpha, problem).to(grad.dtype)
 
 
 def conv_wgrad(grad: Tensor, image: Tensor, problem: ConvProblem) -> Tensor:
