@@ -8,6 +8,7 @@ import shlex
 import signal
 import threading
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,10 @@ if not torch.cuda.is_available():  # before triton_dirac is imported: kernels re
 
 from bench import ceilings, processes
 from bench.budget import Budget, worth
-from bench.contenders import CONV, DIRAC_BLOCK, WEIGHT_PREP
 from bench.host_calls import subjects
 from bench.journal import Journal, JournalError
 from bench.lab import Lab
 from bench.layers import layers
-from bench.net_contenders import NET_WEIGHT_PREP
-from bench.net_inference import NET_INFERENCE
-from bench.net_training import TRAINING_STEP
 from bench.nets import NETS
 from bench.options import Selection, add_options, chosen, require_known
 from bench.results import ResultsFile
@@ -49,10 +46,11 @@ def lab_of(config: pytest.Config) -> Lab:
 
 
 def contender_names() -> list[str]:
-    """Of all suites, each once."""
-    suites = (*WEIGHT_PREP, *CONV, *DIRAC_BLOCK, *NET_WEIGHT_PREP, *TRAINING_STEP, *NET_INFERENCE)
+    """Of all suites, each once, whichever of them pytest collects."""
+    modules = [import_module(f"bench.{file.stem}") for file in sorted(Path(__file__).parent.glob("test_*.py"))]
+    suites = [suite for module in modules if isinstance(suite := getattr(module, "SUITE", None), Suite)]
     of_the_host = [name for subject in subjects() for name in subject.contenders]
-    return list(dict.fromkeys([*(contender.name for contender in suites), *of_the_host]))
+    return list(dict.fromkeys([*(contender.name for suite in suites for contender in suite.contenders), *of_the_host]))
 
 
 def _make_lab(config: pytest.Config) -> Lab:

@@ -134,7 +134,8 @@ class Runner:
     """A copy of the project, and forks of this process that run tests in it."""
 
     def __init__(self, folder: Path) -> None:
-        files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]  # a new kernel's file as well
+        files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for name in files.split():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 import triton_dirac as td
 from tests.placement import DEVICE
-from tests.runtime.test_remembered import calls_of
+from tests.runtime.test_planned import calls_of
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import prepared
 from triton_dirac.prepared import _dirac_layers

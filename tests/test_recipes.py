@@ -170,10 +170,15 @@ print(Path(td.__file__).parent, checked)
 
 
 def test_kernel(monkeypatch):
+    """In all dtypes that are compiled unasked."""
     monkeypatch.setattr(jobs, "KERNELS", dict(jobs.KERNELS))
     exec(recipe("A kernel"), {"KERNELS": jobs.KERNELS})
     layer = next(layer for layer in layers("DiracNet-28-10") if layer.has_identity)
-    selected = jobs.jobs_of_layer(layer, ["filter_norms"], "float16", "cuda:90")
-    (found,) = rows_of(selected, workers=1, timeout=120)
-    assert found["ok"], found["error"]
-    assert (found["kernel"], found["config"], found["spills"]) == ("filter_norms", "256 w4", 0)
+    selected = [
+        job for dtype in command.DTYPES[:3] for job in jobs.jobs_of_layer(layer, ["filter_norms"], dtype, "cuda:90")
+    ]
+    found = rows_of(selected, workers=1, timeout=120)
+    assert [row["dtype"] for row in found] == ["bfloat16", "float32", "tf32"]
+    for row in found:
+        assert row["ok"], row["error"]
+        assert (row["kernel"], row["config"], row["spills"]) == ("filter_norms", "256 w4", 0)

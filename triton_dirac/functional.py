@@ -17,7 +17,7 @@ from torch.overrides import handle_torch_function
 from triton_dirac import checks
 from triton_dirac.checks import IntOrPair, check_call, check_dirac_arguments, check_per_filter, spelled
 from triton_dirac.conv import torch_backend as conv_torch
-from triton_dirac.runtime.remembered import Remembered
+from triton_dirac.runtime.signature_cache import SignatureCache
 from triton_dirac.runtime.tracing import autocast_dtype, is_observed, is_plain, is_transformed
 from triton_dirac.weight_prep import cpu as cpu_prep
 from triton_dirac.weight_prep import torch_backend as prep_torch
@@ -161,7 +161,7 @@ class _Way(NamedTuple):
     net: cpu_prep.NetLayout | None
 
 
-_ways: Remembered[_Way] = Remembered()
+_ways: SignatureCache[_Way] = SignatureCache()
 
 
 def _way_of(layers: Any, eps: Any, dtype: Any, memory_format: Any, groups: Any, backend: str) -> _Way:

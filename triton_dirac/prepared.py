@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from triton_dirac.checks import check_layer
 from triton_dirac.functional import HAS_TRITON, dirac_weights, use_triton, uses_split
 from triton_dirac.modules import Prepared, _DiracConv, state_of
-from triton_dirac.runtime.remembered import Remembered
+from triton_dirac.runtime.signature_cache import SignatureCache
 from triton_dirac.runtime.tracing import PLAIN, autocast_dtype, is_observed, is_plain
 from triton_dirac.weight_prep.net_node import LayerTensors, trained_and_frozen
 
@@ -110,7 +110,7 @@ class _Batch(NamedTuple):
         return dirac_weights(layers, identity=not self.split, dtype=self.dtype, **layout), alphas
 
 
-_known: Remembered[list[_Batch]] = Remembered()
+_known: SignatureCache[list[_Batch]] = SignatureCache()
 
 
 def _prepare(layers: Sequence[_DiracConv]) -> None:

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from bench.conftest import lab_of, pytest_itemcollected
+from bench import test_conv
+from bench.conftest import contender_names, lab_of, pytest_itemcollected
 from bench.results import compact
 from bench.timing import REPLAY
 from tests.conftest import pytest_configure
@@ -73,6 +75,12 @@ def test_unknown_names_are_refused_with_what_there_is(option, known):
         lab_of(config)
 
 
+def test_a_new_suite_s_contenders_are_known_without_a_list_of_suites(monkeypatch):
+    made = replace(test_conv.SUITE.contenders[0], name="made")
+    monkeypatch.setattr(test_conv, "SUITE", replace(test_conv.SUITE, contenders=(made,)))
+    assert "made" in contender_names()
+
+
 def config_with(path, **more) -> SimpleNamespace:
     options = {"nets": None, "layers": None, "contenders": None, "dtypes": None, "batch": None, "processes": 1}
     options |= {"benchmark_json": path, **more}
@@ -106,7 +114,9 @@ def test_benchmark_only_runs_the_suites_and_not_the_tests_also_of_a_net_without_
     assert result.returncode == 0, result.stdout + result.stderr
     tests = [line for line in result.stdout.splitlines() if "::" in line]
     assert {line.split("/")[0] for line in tests} == {"bench"}
-    assert {line.split("::")[0] for line in tests if "RepVGG-A0" in line} == {"bench/test_conv.py"}
+    of_the_net = {line.split("::")[0] for line in tests if "RepVGG-A0" in line}
+    assert "bench/test_conv.py" in of_the_net
+    assert of_the_net.isdisjoint({"bench/test_weight_prep.py", "bench/test_dirac_block.py"})
 
 
 @pytest.mark.benchmark(group="own")

@@ -1,4 +1,4 @@
-"""Small hostile problems for fprop and dgrad, and both computed in float64 and in torch's own arithmetic."""
+"""Small hostile problems for fprop, dgrad and wgrad, and what each makes of them in float64 and as torch does it."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ PROBLEMS = {
     "121 taps, stride 4": ConvProblem(1, 3, 13, 13, 16, 11, 11, stride=(4, 4), padding=(2, 2, 2, 2)),
     "17 columns of taps": ConvProblem(1, 16, 1, 20, 16, 1, 17, padding=(0, 0, 8, 8)),
     "window larger than the image": ConvProblem(1, 16, 2, 2, 16, 5, 5, padding=(3, 3, 3, 3)),
+    "taps that never read": ConvProblem(1, 8, 3, 3, 8, 3, 3, stride=(3, 3), padding=(4, 4, 4, 4)),
 }
 BATCHED = {
     "batch": ConvProblem(16, 16, 2, 3, 32, 3, 3, padding=ONE),
@@ -57,6 +58,9 @@ BATCHED = {
     "batch, channel tail": ConvProblem(16, 24, 2, 2, 40, 3, 3, padding=ONE),
     "batch, stride": ConvProblem(16, 16, 5, 4, 16, 3, 3, stride=(2, 2), padding=ONE),
     "batch, dilation": ConvProblem(16, 16, 4, 4, 16, 3, 3, padding=(2, 2, 2, 2), dilation=(2, 2)),
+    "batch, stride and dilation": ConvProblem(
+        16, 16, 4, 3, 16, 3, 2, stride=(2, 2), padding=(2, 1, 1, 1), dilation=(2, 1)
+    ),
     "batch, groups": ConvProblem(16, 32, 2, 2, 32, 3, 3, padding=ONE, groups=2),
     "batch, last tile of columns shared": ConvProblem(16, 48, 1, 3, 72, 1, 3, padding=(0, 0, 1, 1)),
     "batch, 80 channels": ConvProblem(17, 80, 2, 2, 80, 2, 2, padding=(1, 0, 1, 0)),
@@ -87,7 +91,7 @@ def problem_for(config: Config) -> ConvProblem:
 
 
 class Case:
-    """Operands of one problem and what fprop and dgrad must make of them."""
+    """Operands of one problem and what each pass must make of them."""
 
     def __init__(self, problem: ConvProblem, dtype: torch.dtype, device: torch.device, *, alpha: bool = True):
         generator = torch.Generator(DEVICE).manual_seed(0)
@@ -115,6 +119,10 @@ class Case:
         y = self._conv(x, self.w.to(dtype))
         y = y + self._identity(x) if self.alpha is not None else y
         return torch.autograd.grad(y, x, self.dy.to(dtype))[0]
+
+    def wgrad(self, dtype: torch.dtype) -> Tensor:
+        w = self.w.to(dtype).requires_grad_()
+        return torch.autograd.grad(self._conv(self.x.to(dtype), w), w, self.dy.to(dtype))[0]
 
     def _identity(self, x: Tensor) -> Tensor:
         p = self.problem

@@ -46,7 +46,7 @@ def test_batch_order(name, device):
 @pytest.mark.parametrize(
     "name", ["stride 2", "channel tail across taps", "groups", "groups of odd size", "batch, groups"]
 )
-def test_turned_filters(name, device, monkeypatch):
+def test_k_contiguous_filters(name, device, monkeypatch):
     """What AMD's matrix units are given; the kernel does not ask on which GPU it runs."""
     asked = []
     monkeypatch.setattr(tuning, "wants_k_contiguous", lambda config, target: asked.append(target) or True)
@@ -54,7 +54,7 @@ def test_turned_filters(name, device, monkeypatch):
     assert asked
 
 
-def test_turned_filters_are_those_of_the_gradient_s_convolution():
+def test_k_contiguous_filters_are_those_of_the_gradient_s_convolution():
     w = torch.randn(6, 2, 3, 3)
     k_contiguous = with_k_contiguous(w.to(memory_format=torch.channels_last), 3)
     assert k_contiguous.shape == (6, 3, 3, 2)

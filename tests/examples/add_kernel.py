@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bench.compile.jobs import Job
+from bench.compile.plans import dtype_of
 from triton_dirac.runtime.launch import INTERPRETED, Launch
 
 BLOCK = 256
@@ -56,8 +57,8 @@ def cost(weight: Tensor) -> tuple[int, int]:
 
 
 def planned(job: Job) -> tuple[str, list[Launch]]:
-    """For bench.compile: (the config's name, the launches) of a layer."""
-    weight = torch.empty(job.problem.weight_shape, dtype=getattr(torch, job.dtype), device="meta")
+    """For bench.compile: (the config's name, the launches) of a layer; in TF32 tensors are float32."""
+    weight = torch.empty(job.problem.weight_shape, dtype=dtype_of(job), device="meta")
     return f"{BLOCK} w4", [plan(weight, weight.new_empty(weight.shape[0], dtype=torch.float32))]
 
 

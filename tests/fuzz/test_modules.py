@@ -21,7 +21,7 @@ KINDS = {1: td.DiracConv1d, 2: td.DiracConv2d, 3: td.DiracConv3d}
 CONTENTS = ("normal", "normal", "a zero row", "zeros")
 
 
-class Layer(NamedTuple):
+class Drawn(NamedTuple):
     """A module to be made and the image for it."""
 
     geometry: Geometry
@@ -51,7 +51,7 @@ class Layer(NamedTuple):
 
 
 @st.composite
-def modules(draw, dtype: torch.dtype) -> Layer:
+def modules(draw, dtype: torch.dtype) -> Drawn:
     geometry = draw(geometries(dims=draw(st.sampled_from([1, 2, 2, 3]))))
     padding_mode = "zeros"
     if isinstance(geometry.padding, (int, tuple)) and draw(st.booleans()):
@@ -69,7 +69,7 @@ def modules(draw, dtype: torch.dtype) -> Layer:
     }
     if draw(st.sampled_from([False, False, True])):
         tensors["beta"] = "alpha"
-    return Layer(geometry, tensors, padding_mode, draw(st.sampled_from(["split", "materialised"])))
+    return Drawn(geometry, tensors, padding_mode, draw(st.sampled_from(["split", "materialised"])))
 
 
 def leaves_of(module: nn.Module, image: torch.Tensor) -> dict:

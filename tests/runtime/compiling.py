@@ -36,7 +36,7 @@ from triton_dirac.runtime import compile_ahead as ahead
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.targets import TARGETS
 from triton_dirac.tuning import work
-from triton_dirac.tuning.preparation import preparation_plans
+from triton_dirac.tuning.preparation import preparation_planners
 
 H100 = TARGETS["cuda:90"]
 PROBLEM = ConvProblem(128, 64, 4, 4, 64, 3, 3, padding=(1, 1, 1, 1))
@@ -262,7 +262,7 @@ def fill():
     """Compile ahead what the model launches where nothing is measured: each kernel with its default config."""
     for direction, table in work.TABLES.items():
         work.TABLES[direction] = SimpleNamespace(offered=lambda *_: [], default=table.default)
-    preparations = preparation_plans(model().to("meta"), torch.bfloat16, "split")
+    preparations = preparation_planners(model().to("meta"), torch.bfloat16, "split")
     outcome = tuning.compile_works(tuning.works_of(model(), 8, 5), H100, preparations)
     return {"compiled": outcome.compiled, "failures": outcome.refused | outcome.lost}
 

@@ -156,7 +156,7 @@ def test_a_graphed_step_is_captured_after_three_and_again_when_the_learning_rate
         ({"graph": True}, "graph must be False without a GPU"),
         ({"graph": True, "dtype": "float16"}, "graph must be False with float16's loss scaling"),
         ({"graph": True, "compile": True}, "graph and compile must not both be set"),
-        ({"dtype": "float8"}, "dtype must be one of float32, bfloat16, float16, got 'float8'"),
+        ({"dtype": "float8"}, "dtype must be one of float32, float16, bfloat16, got 'float8'"),
         ({"form": "whole"}, "form must be one of split, materialised, got 'whole'"),
         ({"lr": 0.0}, "lr must be a positive number, got 0.0"),
         ({"epochs": 0}, "epochs must be a positive integer, got 0"),

@@ -12,7 +12,7 @@ from triton_dirac.runtime import autotune, timings
 from triton_dirac.runtime.compile_ahead import Outcome
 from triton_dirac.runtime.targets import TARGETS, target_of
 from triton_dirac.tuning import Work, run, tune, works_of
-from triton_dirac.tuning.work import plans_of
+from triton_dirac.tuning.work import planners_of
 
 CPU, H100 = torch.device("cpu"), TARGETS["cuda:90"]
 SMALL = ConvProblem(2, 32, 4, 4, 32, 3, 3, padding=(1, 1, 1, 1))
@@ -40,9 +40,9 @@ def test_a_model_s_work_is_each_pass_of_each_distinct_layer():
 def test_every_config_that_may_be_picked_is_planned_without_memory(direction, table, dtype, precision):
     problem = ConvProblem(256, 512, 56, 56, 512, 3, 3, padding=(1, 1, 1, 1))
     work = Work(direction, problem, dtype, direction != "wgrad")
-    plans = plans_of(work, H100)
-    assert set(plans) == {c.label for c in table.offered(problem, work.storage, H100, precision)}
-    launches = [launch for plan in plans.values() for launch in plan()]
+    planners = planners_of(work, H100)
+    assert set(planners) == {c.label for c in table.offered(problem, work.storage, H100, precision)}
+    launches = [launch for planner in planners.values() for launch in planner()]
     tensors = [value for launch in launches for value in launch.args.values() if isinstance(value, torch.Tensor)]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert precision in {launch.constexprs.get("PRECISION") for launch in launches}
@@ -50,8 +50,8 @@ def test_every_config_that_may_be_picked_is_planned_without_memory(direction, ta
 
 @pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
 def test_direct_kernels_are_planned_too(direction):
-    plans = plans_of(Work(direction, DEPTHWISE, "float16", direction != "wgrad"), H100)
-    assert next(launch.kernel.__name__ for launch in plans["direct"]()) == f"direct_{direction}_kernel"
+    planners = planners_of(Work(direction, DEPTHWISE, "float16", direction != "wgrad"), H100)
+    assert next(launch.kernel.__name__ for launch in planners["direct"]()) == f"direct_{direction}_kernel"
 
 
 @pytest.fixture
@@ -77,12 +77,14 @@ def measured(monkeypatch, tmp_path):
 def test_each_work_is_measured_with_torch_s_convolution_beside_it_and_kept(measured, monkeypatch):
     works = [Work(direction, SMALL, "float16", direction != "wgrad") for direction in ("fprop", "dgrad", "wgrad")]
     planned, steps = [], []
-    monkeypatch.setattr(run, "compile_ahead", lambda plans, *_, **__: planned.append(set(plans)) or Outcome({}, {}, 0))
+    monkeypatch.setattr(
+        run, "compile_ahead", lambda planners, *_, **__: planned.append(set(planners)) or Outcome({}, {}, 0)
+    )
     assert all(run.unmeasured(work, CPU) for work in works)
     tune(works, CPU, {"prep": list}, measuring=lambda done, total: steps.append((done, total)))
     assert planned[0] == {"prep"}
     assert [label.split(":")[0] for label in sorted(planned[1])] == sorted(
-        work.label for work in works for _ in run.plans_of(work, target_of(CPU))
+        work.label for work in works for _ in run.planners_of(work, target_of(CPU))
     )
     assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
     sizes = "2x32x4x4-32x3x3 s1,1 p1,1,1,1 d1,1 g1 torch.float16 ieee"
@@ -101,7 +103,7 @@ def test_a_tuning_that_is_ended_has_measured_what_it_compiled_but_for_the_last_w
     works = [Work("fprop", replace(SMALL, N=n), "float16", True) for n in range(1, 6)]
     steps, shown = [], []
 
-    def compile_ahead(plans, target, *, progress):
+    def compile_ahead(planners, target, *, progress):
         steps.append("compile")
         for done in range(3):  # two of the portion's kernels are not in the cache
             progress(done, 2)
@@ -114,7 +116,7 @@ def test_a_tuning_that_is_ended_has_measured_what_it_compiled_but_for_the_last_w
     assert steps == ["compile", "compile", 1, 2, "compile", 3, 4, "compile", 5]
     assert outcome == Outcome({}, {"lost one": "killed"}, 8)
     assert shown == sorted(shown)
-    assert shown[-1][0] == shown[-1][1] == 1 + sum(len(run.plans_of(work, target_of(CPU))) for work in works)
+    assert shown[-1][0] == shown[-1][1] == 1 + sum(len(run.planners_of(work, target_of(CPU))) for work in works)
 
 
 def test_a_work_that_memory_does_not_hold_is_left_out(measured, monkeypatch):

@@ -111,9 +111,9 @@ def test_gradients_share_no_memory_with_what_they_come_from():
 
 @pytest.mark.parametrize("shape, groups", SHAPES.values(), ids=SHAPES)
 def test_the_entries_are_the_diagonal(shape, groups):
-    turned = torch.randn(shape[::-1]).permute(*reversed(range(len(shape))))
+    transposed = torch.randn(shape[::-1]).permute(*reversed(range(len(shape))))
     last = torch.randn(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
-    for tensor in (torch.randn(shape), torch.randn(2, *shape)[1], turned, last):
+    for tensor in (torch.randn(shape), torch.randn(2, *shape)[1], transposed, last):
         layout = cpu_prep._layout(tensor.shape, tensor.stride(), groups)
         expected = diagonal(tensor, groups)
         assert torch.equal(layout.entries(layout.dense(tensor)), expected.view(layout.sizes))

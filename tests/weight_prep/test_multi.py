@@ -14,7 +14,7 @@ from triton_dirac.runtime.launch import Launch
 from triton_dirac.weight_prep import address_tables
 from triton_dirac.weight_prep import multi as weight_prep_multi
 from triton_dirac.weight_prep.address_tables import DescriptorTables
-from triton_dirac.weight_prep.layers import LAYER_ALIGNMENT, Flat, LayerSpec, LayersPlan, packed
+from triton_dirac.weight_prep.layers import LAYER_ALIGNMENT, Flat, LayerSpec, PackedLayers, packed
 from triton_dirac.weight_prep.multi import plan_weight_prep_multi, plan_weight_prep_multi_backward
 from triton_dirac.weight_prep.single import PROGRAM_ELEMENTS, is_channels_last, weight_prep, weight_prep_backward
 
@@ -275,11 +275,11 @@ def spec(*shape, aligned=True):
 
 @pytest.mark.parametrize("shapes", [[(32, 32, 3, 3), (640, 640, 3, 3)], [(33, 1, 1, 1), (3, 2000, 3, 3), (5, 7, 3)]])
 def test_every_row_is_in_one_tile_and_tiles_are_alike(shapes):
-    plan = LayersPlan(tuple(spec(*shape) for shape in shapes), backward=False)
+    layers = PackedLayers(tuple(spec(*shape) for shape in shapes), backward=False)
     rows = set()
-    for tile in plan.tiles:
+    for tile in layers.tiles:
         index, kind, first = tile & 0xFFFF, tile >> 16 & 0xFFFF, tile >> 32
-        *_, per_program, block, loop = plan.kinds[kind]
+        *_, per_program, block, loop = layers.kinds[kind]
         assert loop or PROGRAM_ELEMENTS <= per_program * block <= 8192
         taken = {(index, row) for row in range(first, min(first + per_program, shapes[index][0]))}
         assert taken
@@ -289,8 +289,8 @@ def test_every_row_is_in_one_tile_and_tiles_are_alike(shapes):
 
 
 def test_one_layer_that_is_not_aligned_does_not_slow_the_others():
-    plan = LayersPlan((spec(8, 16, 3, 3), spec(8, 16, 3, 3, aligned=False), spec(4, 16, 3, 3)), backward=True)
-    assert [tile >> 16 & 0xFFFF for tile in plan.tiles] == [0, 1, 0]
+    layers = PackedLayers((spec(8, 16, 3, 3), spec(8, 16, 3, 3, aligned=False), spec(4, 16, 3, 3)), backward=True)
+    assert [tile >> 16 & 0xFFFF for tile in layers.tiles] == [0, 1, 0]
 
 
 def test_parameters_that_are_not_aligned(device):

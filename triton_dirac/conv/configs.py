@@ -1,4 +1,4 @@
-"""Tiles of fprop and dgrad, which are one implicit GEMM: rows are target pixels, columns target channels.
+"""Tiles of fprop and dgrad, which are one implicit GEMM: rows are result pixels, columns result channels.
 
 ``configs`` lists at most MOST_CONFIGS per dtype and target, each compiled for it without spills and within its shared
 memory (``python -m bench.compile --configs``); ``offered`` are those that suit a problem, ``default`` the one
@@ -110,12 +110,12 @@ class Gemm:
     """What the tile arithmetic needs of a problem: fprop's view of it, or dgrad's."""
 
     images: int
-    pixels: int  # target pixels of one image, of the largest stride phase
+    pixels: int  # result pixels of one image, of the largest stride phase
     phases: int
-    columns: int  # target channels of a group
+    columns: int  # result channels of a group
     channels: int  # source channels of a group
     taps: float  # on average over phases
-    inside: float  # share of (target pixel, tap) pairs that read inside the source
+    inside: float  # share of (result pixel, tap) pairs that read inside the source
     groups: int
     stride_one: bool
     image_elements: int
@@ -128,7 +128,7 @@ def gemm_of(problem: ConvProblem, dgrad: bool) -> Gemm:
     sh, sw = problem.stride
     C, K = problem.C // problem.groups, problem.K // problem.groups
     inside = math.prod(problem.inside)
-    if dgrad:  # as many pairs reach inside, of H x W target pixels and their phases' taps
+    if dgrad:  # as many pairs reach inside, of H x W result pixels and their phases' taps
         taps = problem.R * problem.S / (sh * sw)
         pairs = inside * problem.P * problem.Q * problem.R * problem.S
         inside = min(1.0, pairs / max(1, problem.H * problem.W * taps))

@@ -1,6 +1,6 @@
 """The tile loader: fprop and dgrad of stride 1 with both operands read through tensor descriptors.
 
-On sm_90 and newer these are TMA loads. As in batch order, the rows of a tile are one target pixel of BLOCK_M images,
+On sm_90 and newer these are TMA loads. As in batch order, the rows of a tile are one result pixel of BLOCK_M images,
 so that one tap of them is one source pixel of the same images: a tap is inside the image for all rows or for none, and
 the walk leaves out those outside. The descriptors' first dimension is the pixel (of the weight: the tap), of which a
 block has one: what is left is a plain matrix, which Triton feeds to the matrix unit without a detour through registers.
@@ -84,7 +84,7 @@ def sum_taps(
 @triton.jit
 def tile_gemm(
     source_tiles, weight_tiles, extra_tiles, source_tail, weight_tail, extra_tail,
-    source, target, bias, alpha,
+    source, result, bias, alpha,
     N, H, W, P, Q, pad_h, pad_w,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GROUPS: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
@@ -147,8 +147,8 @@ def tile_gemm(
             BLOCK_M, BLOCK_N, EXTRA_N, TAIL_K,
         )  # fmt: skip
 
-    target += (image.to(tl.int64) * P * Q + place) * (K * GROUPS)
+    result += (image.to(tl.int64) * P * Q + place) * (K * GROUPS)
     pixel = n * (P * Q)
     if EXTRA_N:  # first, so that its registers are free while the larger part passes through shared memory
-        store(extra, pixel, row_ok, extra_column, group, target, bias, K, GROUPS, BIAS, ACTIVATION)
-    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, ACTIVATION)
+        store(extra, pixel, row_ok, extra_column, group, result, bias, K, GROUPS, BIAS, ACTIVATION)
+    store(acc, pixel, row_ok, column, group, result, bias, K, GROUPS, BIAS, ACTIVATION)

@@ -1,7 +1,7 @@
 """dgrad: the gradient of the convolution's input, with the identity's gradient in its epilogue.
 
-GEMM view: M = N*H*W rows, N = C / groups columns, K = (K / groups) * R * S; for strides above 1, one such
-problem per stride phase over the taps that reach it, without zero insertion or atomics.
+GEMM view: M = N*H*W rows, N = C / groups columns, summed over (K / groups) * R * S; for strides above 1, one
+such problem per stride phase over the taps that reach it, without zero insertion or atomics.
 """
 
 from __future__ import annotations

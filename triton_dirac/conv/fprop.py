@@ -1,6 +1,6 @@
 """fprop: the convolution forward, with its epilogue.
 
-GEMM view: M = N*P*Q rows, N = K / groups columns, K = (C / groups) * R * S; see ``taps``.
+GEMM view: M = N*P*Q rows, N = K / groups columns, summed over (C / groups) * R * S; see ``taps``.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def sum_flat(
 
 @triton.jit
 def gather_gemm(
-    source, weight, target, bias, alpha,
+    source, weight, result, bias, alpha,
     N, H, W, P, Q, pad_h, pad_w, weight_vectors,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GROUPS: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
@@ -172,15 +172,15 @@ def gather_gemm(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     LOOKAHEAD: tl.constexpr,
 ):  # fmt: skip
-    """source (N, H, W, GROUPS * C), target (N, P, Q, GROUPS * K); pad_h, pad_w are the convolution's, top and left.
+    """source (N, H, W, GROUPS * C), result (N, P, Q, GROUPS * K); pad_h, pad_w are the convolution's, top and left.
 
-    weight_vectors: elements from one weight row to the next, in units of ``vector_width``. A row is a target channel's
+    weight_vectors: elements from one weight row to the next, in units of ``vector_width``. A row is a result channel's
     weights, source channels fastest (K-contiguous, as a GEMM's operand B may be); or, N_CONTIGUOUS, a source channel's,
-    target channels fastest. In dgrad the taps of the first kind are reversed, so that its walk goes forward: AMD's
+    result channels fastest. In dgrad the taps of the first kind are reversed, so that its walk goes forward: AMD's
     buffer loads want no negative part of an offset.
     Grid: (row tiles * column tiles, GROUPS * stride phases).
     """
-    EVERY_I: tl.constexpr = STRIDE_H if DGRAD else 1  # target pixels (i * EVERY_I + phase_h, j * EVERY_J + phase_w)
+    EVERY_I: tl.constexpr = STRIDE_H if DGRAD else 1  # result pixels (i * EVERY_I + phase_h, j * EVERY_J + phase_w)
     EVERY_J: tl.constexpr = STRIDE_W if DGRAD else 1
     SKIP_H: tl.constexpr = 1 if DGRAD else STRIDE_H
     SKIP_W: tl.constexpr = 1 if DGRAD else STRIDE_W
@@ -278,17 +278,17 @@ def gather_gemm(
     # Geometry that is cheap to form again need not outlive the loop, where it would cost registers.
     if BATCH_ORDER:
         first_pixel = image.to(tl.int64) * P * Q + (i * EVERY_I + phase_h) * Q + j * EVERY_J + phase_w
-        target += first_pixel * (K * GROUPS)
+        result += first_pixel * (K * GROUPS)
         row = tl.arange(0, BLOCK_M)
         pixel = row.to(OFFSET) * P * Q
         row_ok = row < N - image
         if EVERY_I * EVERY_J > 1:
             row_ok = row_ok & (i * EVERY_I + phase_h < P) & (j * EVERY_J + phase_w < Q)
     elif EVERY_I * EVERY_J > 1:
-        target += image.to(tl.int64) * P * Q * (K * GROUPS)
+        result += image.to(tl.int64) * P * Q * (K * GROUPS)
         pixel = (n * P + i * EVERY_I + phase_h) * Q + j * EVERY_J + phase_w
     else:
-        target += (tile_m * BLOCK_M).to(tl.int64) * (K * GROUPS)
+        result += (tile_m * BLOCK_M).to(tl.int64) * (K * GROUPS)
         pixel = tl.arange(0, BLOCK_M)
         row_ok = tile_m * BLOCK_M + pixel < N * P * Q
-    store(acc, pixel, row_ok, column, group, target, bias, K, GROUPS, BIAS, ACTIVATION)
+    store(acc, pixel, row_ok, column, group, result, bias, K, GROUPS, BIAS, ACTIVATION)

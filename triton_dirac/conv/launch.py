@@ -29,7 +29,7 @@ WINDOW = 31  # the largest filter height or width: its taps outside the image ar
 def plan(
     source: Tensor,
     weight: Tensor,
-    target: Tensor,
+    result: Tensor,
     problem: ConvProblem,
     epilogue: Epilogue,
     *,
@@ -38,7 +38,7 @@ def plan(
     config: Config,
     k_contiguous: bool = False,
 ) -> list[Launch]:
-    """Launches that fill ``target`` from ``source``: x to y, or with ``dgrad`` dy to dx.
+    """Launches that fill ``result`` from ``source``: x to y, or with ``dgrad`` dy to dx.
 
     ``weight`` is channels-last, (K, C / groups, R, S), or with ``k_contiguous``, for dgrad's gather loader,
     what ``dgrad.with_k_contiguous`` makes of it.
@@ -46,7 +46,7 @@ def plan(
     Rows are numbered in int32: a batch of more than 2^31 pixels is halved, one launch each.
     """
     N, _, H, W = source.shape
-    _, _, P, Q = target.shape
+    _, _, P, Q = result.shape
     groups, (stride_h, stride_w) = problem.groups, problem.stride
     C, K = problem.C // groups, problem.K // groups
     if dgrad:
@@ -62,9 +62,9 @@ def plan(
     if N * pixels >= INT32 - config.block_m:
         halves = (slice(0, N // 2), slice(N // 2, N))
         half_of = partial(plan, dgrad=dgrad, precision=precision, config=config, k_contiguous=k_contiguous)
-        return [launch for half in halves for launch in half_of(source[half], weight, target[half], problem, epilogue)]
+        return [launch for half in halves for launch in half_of(source[half], weight, result[half], problem, epilogue)]
     args = epilogue.args | {
-        "source": source, "target": target,
+        "source": source, "result": result,
         "N": N, "H": H, "W": W, "P": P, "Q": Q, "pad_h": problem.padding[0], "pad_w": problem.padding[2],
     }  # fmt: skip
     constexprs = epilogue.constexprs | {
@@ -78,8 +78,8 @@ def plan(
     aligned &= config.loader in ("tile", "persistent")
     if aligned and N and tile_applies(problem, source.dtype, config, dgrad=dgrad):
         tail = tail_of(C, config.block_k)
-        if config.loader == "persistent" and persistent_applies(K, groups, target, tail, config):
-            return [_persistent(source, weight, target, args, constexprs, problem, config, dgrad=dgrad)]
+        if config.loader == "persistent" and persistent_applies(K, groups, result, tail, config):
+            return [_persistent(source, weight, result, args, constexprs, problem, config, dgrad=dgrad)]
         args |= _descriptors(source, weight, problem, config, tail, dgrad=dgrad)
         constexprs |= {"BLOCK_M": config.block_m, "EXTRA_N": config.extra_n, "TAIL_K": tail}
         grid = (-(-N // config.block_m) * pixels * -(-K // config.columns), groups)
@@ -120,19 +120,19 @@ def tile_applies(problem: ConvProblem, dtype: torch.dtype, config: Config, *, dg
     return problem.stride == (1, 1) and aligned and own_channels and config.block_m <= 256
 
 
-def persistent_applies(columns: int, groups: int, target: Tensor, tail: int, config: Config) -> bool:
+def persistent_applies(columns: int, groups: int, result: Tensor, tail: int, config: Config) -> bool:
     """Whether tiles can be stored through a descriptor; where not, each is a program's.
 
     A store through a descriptor has no mask: ``columns`` fill a tile, rows beyond the batch it leaves out.
     """
-    aligned = not target.data_ptr() % 16 and columns * target.element_size() % 16 == 0
+    aligned = not result.data_ptr() % 16 and columns * result.element_size() % 16 == 0
     return groups == 1 and not tail and not config.extra_n and columns >= config.block_n and aligned
 
 
 def _persistent(
     source: Tensor,
     weight: Tensor,
-    target: Tensor,
+    result: Tensor,
     args: dict[str, Any],
     constexprs: dict[str, Any],
     problem: ConvProblem,
@@ -141,7 +141,7 @@ def _persistent(
     dgrad: bool,
 ) -> Launch:
     """The persistent kernel's launch, one program for each tile that the GPU holds at once."""
-    N, K, P, Q = target.shape
+    N, K, P, Q = result.shape
     _, C, H, W = source.shape
     half = [1, config.block_m, config.block_n // 2]
     tiles = _descriptors(source, weight, problem, config, 0, dgrad=dgrad)
@@ -149,11 +149,11 @@ def _persistent(
         "source_tiles": tiles["source_tiles"], "weight_tiles": tiles["weight_tiles"],
         "centre_tiles": TensorDescriptor(source, [H * W, N, C], [C, H * W * C, 1], half)
         if constexprs["IDENTITY"] else None,
-        "target_tiles": TensorDescriptor(target, [P * Q, N, K], [K, P * Q * K, 1], half),
+        "result_tiles": TensorDescriptor(result, [P * Q, N, K], [K, P * Q * K, 1], half),
     }  # fmt: skip
-    gpu = target_of(target.device)
+    gpu = target_of(result.device)
     stages = (config.block_m + config.block_n) * config.block_k * source.element_size() * config.num_stages
-    halves = 2 * math.prod(half) * target.element_size()
+    halves = 2 * math.prod(half) * result.element_size()
     residents = max(1, min(2, gpu.shared_bytes // (stages + halves)))
     programs = min(-(-N // config.block_m) * P * Q * -(-K // config.block_n), residents * gpu.units)
     return Launch(persistent_gemm, (programs,), args, constexprs | {"BLOCK_M": config.block_m}, config.options)

@@ -38,7 +38,7 @@ def geometry(
     K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     DGRAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile: first image and column, target pixel (i, j), taps that read inside, source pixel and filter tap of the
+    """Of a tile: first image and column, result pixel (i, j), taps that read inside, source pixel and filter tap of the
     first of them."""
     TAP_STEP: tl.constexpr = -1 if DGRAD else 1
     tile_m, tile_n = tile_of(tile, tl.cdiv(N, BLOCK_M) * P * Q, tl.cdiv(K, BLOCK_N), GROUP_M)
@@ -74,25 +74,25 @@ def steps_of(
 
 @triton.jit
 def finish_part(
-    acc, centre_tiles, target_tiles, bias, alpha,
+    acc, centre_tiles, result_tiles, bias, alpha,
     image, column, centre, place,
     C: tl.constexpr, K: tl.constexpr, BIAS: tl.constexpr, IDENTITY: tl.constexpr, ALPHA_STRIDE: tl.constexpr,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, PART_N: tl.constexpr,
 ):  # fmt: skip
-    """target[place, column] = activation(acc + alpha[column] * source[centre, column] + bias[column]); PART_N wide."""
+    """result[place, column] = activation(acc + alpha[column] * source[centre, column] + bias[column]); PART_N wide."""
     columns = column + tl.arange(0, PART_N)
     if IDENTITY:  # pixels and channels that do not exist are read as zeros
         scale = tl.load(alpha + columns * ALPHA_STRIDE, mask=columns < min(C, K), other=0.0).to(tl.float32)
         value = centre_tiles.load([centre, image, column]).reshape(BLOCK_M, PART_N)
         acc += scale[None, :] * value.to(tl.float32)
     acc = finish(acc, bias, columns, None, BIAS, ACTIVATION)
-    target_tiles.store([place, image, column], acc.to(target_tiles.dtype).reshape(1, BLOCK_M, PART_N))
+    result_tiles.store([place, image, column], acc.to(result_tiles.dtype).reshape(1, BLOCK_M, PART_N))
 
 
 @triton.jit
 def persistent_gemm(
-    source_tiles, weight_tiles, centre_tiles, target_tiles,
-    source, target, bias, alpha,
+    source_tiles, weight_tiles, centre_tiles, result_tiles,
+    source, result, bias, alpha,
     N, H, W, P, Q, pad_h, pad_w,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GROUPS: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
@@ -102,7 +102,7 @@ def persistent_gemm(
 ):  # fmt: skip
     """What ``tile_gemm`` computes where GROUPS is 1, BLOCK_K divides C and K fills a tile.
 
-    centre_tiles: (H * W, N, C) by 1 x BLOCK_M x BLOCK_N / 2, or None; target_tiles: (P * Q, N, K) by the same. Grid: as
+    centre_tiles: (H * W, N, C) by 1 x BLOCK_M x BLOCK_N / 2, or None; result_tiles: (P * Q, N, K) by the same. Grid: as
     many programs as run at once, or fewer.
     """
     TAP_STEP: tl.constexpr = -1 if DGRAD else 1
@@ -162,11 +162,11 @@ def persistent_gemm(
             centre = tl.where(inside_h & inside_w, h * W + w, -1)
             left, right = acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
             finish_part(
-                left, centre_tiles, target_tiles, bias, alpha, n, k, centre, i * Q + j,
+                left, centre_tiles, result_tiles, bias, alpha, n, k, centre, i * Q + j,
                 C, K, BIAS, IDENTITY, ALPHA_STRIDE, ACTIVATION, BLOCK_M, HALF,
             )  # fmt: skip
             finish_part(
-                right, centre_tiles, target_tiles, bias, alpha, n, k + HALF, centre, i * Q + j,
+                right, centre_tiles, result_tiles, bias, alpha, n, k + HALF, centre, i * Q + j,
                 C, K, BIAS, IDENTITY, ALPHA_STRIDE, ACTIVATION, BLOCK_M, HALF,
             )  # fmt: skip
             acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

@@ -1,14 +1,14 @@
 """What the kernels of fprop and dgrad share: geometry, tap walk, tile order, identity term, store.
 
-Both sum a *source* image over filter taps into a *target* image. With source x and target y that is fprop.
-With source dy and target dx it is dgrad: of stride 1, an fprop whose taps run backwards; of a larger
-stride, one such problem per stride phase (target pixels of equal h mod stride), all in one launch.
+Both sum a *source* image over filter taps into a *result* image. With source x and result y that is fprop.
+With source dy and result dx it is dgrad: of stride 1, an fprop whose taps run backwards; of a larger
+stride, one such problem per stride phase (result pixels of equal h mod stride), all in one launch.
 
-    target[n, i, j, k] = sum over taps (a, b) and channels c of
+    result[n, i, j, k] = sum over taps (a, b) and channels c of
         source[n, i * skip + start_h + a * step_h, j * skip + start_w + b * step_w, c] * B[(a, b, c), k]
 
 GEMM view: rows (n, i, j), columns k, sum index over taps and channels. C and K are the source's and the
-target's channels per group: for dgrad the convolution's K and C. Images are dense NHWC, weights dense KRSC.
+result's channels per group: for dgrad the convolution's K and C. Images are dense NHWC, weights dense KRSC.
 """
 
 import math
@@ -82,8 +82,8 @@ def first_of(tile, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 def axis_taps(phase, pad, SIZE: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, DGRAD: tl.constexpr):
     """Along one axis: (filter tap that is walked first, number of taps, source offset of the first).
 
-    In dgrad, tap r reaches target pixel h from source pixel (h + pad - r * DILATION) / STRIDE where that is
-    whole: for the target pixels phase + STRIDE * i these are every STRIDE / gcd-th tap, or none.
+    In dgrad, tap r reaches result pixel h from source pixel (h + pad - r * DILATION) / STRIDE where that is
+    whole: for the result pixels phase + STRIDE * i these are every STRIDE / gcd-th tap, or none.
     """
     if DGRAD:
         EVERY: tl.constexpr = STRIDE // gcd(STRIDE, DILATION)
@@ -157,15 +157,15 @@ def next_tap(tap, first, row_ends, end, MOST_H: tl.constexpr, MOST_W: tl.constex
 
 @triton.jit
 def centre_pixel(
-    target, size, pad, SIZE: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, DGRAD: tl.constexpr
+    result, size, pad, SIZE: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, DGRAD: tl.constexpr
 ):
-    """(source pixel of the filter's centre tap, whether it exists) for a target pixel, along one axis."""
+    """(source pixel of the filter's centre tap, whether it exists) for a result pixel, along one axis."""
     offset = pad - SIZE // 2 * DILATION
     if DGRAD:
-        place = target + offset
+        place = result + offset
         return place // STRIDE, (place >= 0) & (place % STRIDE == 0) & (place // STRIDE < size)
     else:
-        place = target * STRIDE - offset
+        place = result * STRIDE - offset
         return place, (place >= 0) & (place < size)
 
 
@@ -189,7 +189,7 @@ def identity(
 ):  # fmt: skip
     """alpha[filter] * source[n, centre tap of (h, w), column] (or zeros), from which the sum over taps starts.
 
-    ``n``, ``h`` and ``w`` are the tile's target pixels, ``column`` counts within the group. Added after the
+    ``n``, ``h`` and ``w`` are the tile's result pixels, ``column`` counts within the group. Added after the
     sum, these values would need registers beside the accumulators': 128x128 tiles of 4 warps spill.
     """
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -212,14 +212,14 @@ def identity(
 
 @triton.jit
 def store(
-    acc, pixel, row_ok, column, group, target, bias,
+    acc, pixel, row_ok, column, group, result, bias,
     K: tl.constexpr, GROUPS: tl.constexpr, BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """target[pixel, column] = activation(acc + bias[column]); ``pixel`` counts from ``target``."""
+    """result[pixel, column] = activation(acc + bias[column]); ``pixel`` counts from ``result``."""
     channel = group * K + column
     acc = finish(acc, bias, channel, column < K, BIAS, ACTIVATION)
     tl.store(
-        target + pixel[:, None] * (K * GROUPS) + channel[None, :],
-        acc.to(target.dtype.element_ty),
+        result + pixel[:, None] * (K * GROUPS) + channel[None, :],
+        acc.to(result.dtype.element_ty),
         mask=row_ok[:, None] & (column < K)[None, :],
     )

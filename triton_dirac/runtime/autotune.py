@@ -29,7 +29,7 @@ import torch
 import triton
 
 from triton_dirac.runtime import compiled_cache, timings
-from triton_dirac.runtime.compile_ahead import Plan, compile_ahead
+from triton_dirac.runtime.compile_ahead import Planner, compile_ahead
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.measure import measure
 from triton_dirac.runtime.targets import Target, target_of
@@ -104,10 +104,10 @@ def pick(
         picked, settled = fallback, True
     else:
         configs = {c.label: c for c in (*offered(problem, dtype, target), fallback)}
-        plans = {label: partial(plan, config) for label, config in configs.items()}
-        runs = {label: partial(_run, plan) for label, plan in plans.items()}
+        planners = {label: partial(plan, config) for label, config in configs.items()}
+        runs = {label: partial(_run, planner) for label, planner in planners.items()}
         entry = entry_of(kernel, problem, dtype, precision)
-        label, settled = _fastest(entry, runs, plans, fallback.label, device, tune, measure)
+        label, settled = _fastest(entry, runs, planners, fallback.label, device, tune, measure)
         picked = configs[label]
     if settled:
         _picked[key] = picked
@@ -119,8 +119,8 @@ def entry_of(kernel: str, problem: Labelled, dtype: torch.dtype, precision: str)
     return f"{kernel} {problem.label} {dtype} {precision}"
 
 
-def _run(plan: Plan) -> None:
-    for launch in plan():
+def _run(planner: Planner) -> None:
+    for launch in planner():
         launch.run()
 
 
@@ -176,7 +176,7 @@ def all_cudnn_plans() -> Iterator[None]:
 def _fastest(
     entry: str,
     runs: Mapping[str, Run],
-    plans: Mapping[str, Plan],
+    planners: Mapping[str, Planner],
     default: str,
     device: torch.device,
     tune: bool,
@@ -201,7 +201,9 @@ def _fastest(
         rival = sorted(known, key=known.__getitem__)[:1]
         asked = (*unknown, *rival)
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            measured = (measure or partial(_measure, device=device, plans=plans))({n: runs[n] for n in asked}, entry)
+            measured = (measure or partial(_measure, device=device, planners=planners))(
+                {n: runs[n] for n in asked}, entry
+            )
         known |= measured
         if measured:
             store.write(entry, measured)
@@ -212,10 +214,10 @@ def _fastest(
 
 
 def _measure(
-    runs: Mapping[str, Run], entry: str, *, device: torch.device, plans: Mapping[str, Plan]
+    runs: Mapping[str, Run], entry: str, *, device: torch.device, planners: Mapping[str, Planner]
 ) -> dict[str, float]:
     """``measure``, everything being compiled before; what does not compile is not run."""
-    outcome = compile_ahead({name: plan for name, plan in plans.items() if name in runs}, target_of(device))
+    outcome = compile_ahead({name: planner for name, planner in planners.items() if name in runs}, target_of(device))
     for name, why in (outcome.refused | outcome.lost).items():
         how = "for good" if name in outcome.refused else "this time"
         warnings.warn(f"{entry}: {name} is left out {how}: {why}", stacklevel=2)

@@ -27,7 +27,7 @@ from triton_dirac.runtime.workers import LOST, UNSTARTED, Pool
 TIMEOUT = 120.0  # seconds for one kernel, of a compiler that takes one
 IDLE = 30.0  # seconds after which processes that nobody asks end
 jobs: int | None = None  # how many compile at once; one for each core by default
-Plan = Callable[[], Sequence[Launch]]
+Planner = Callable[[], Sequence[Launch]]  # makes launches and runs none
 Name = TypeVar("Name")
 
 
@@ -40,7 +40,7 @@ class Outcome(NamedTuple, Generic[Name]):
 
 
 def compile_ahead(
-    plans: Mapping[Name, Plan],
+    planners: Mapping[Name, Planner],
     target: Target,
     *,
     timeout: float = TIMEOUT,
@@ -48,8 +48,8 @@ def compile_ahead(
 ) -> Outcome[Name]:
     """Compile all launches that Triton's cache lacks, each kernel once, on all cores.
 
-    ``plans`` make launches by what they are for, one after the other: no two of them hold tensors at a time. One that
-    fails to plan has nothing compiled. ``progress(done, total)`` is called before the first kernel and after each.
+    ``planners`` by what they are for are called one after the other: no two of them hold tensors at a time. One that
+    fails has nothing compiled. ``progress(done, total)`` is called before the first kernel and after each.
     Where no process can be started nothing is compiled and nobody blamed: the launches themselves will compile.
     """
     outcome: Outcome[Name] = Outcome({}, {}, 0)
@@ -58,8 +58,8 @@ def compile_ahead(
     requests: dict[str, dict[str, Any]] = {}
     wanted_by: dict[str, list[Name]] = {}
     known: set[str] = set()
-    for name, plan in plans.items():
-        for key, asked in _lacking(plan, target, known):
+    for name, planner in planners.items():
+        for key, asked in _lacking(planner, target, known):
             requests.setdefault(key, asked)
             wanted_by.setdefault(key, []).append(name)
     if not requests:
@@ -75,10 +75,10 @@ def compile_ahead(
     return outcome._replace(compiled=sum(answer["ok"] for answer in answers))
 
 
-def _lacking(plan: Plan, target: Target, known: set[str]) -> list[tuple[str, dict[str, Any]]]:
-    """(key, request) of a plan's kernels that are not compiled; those that are become ``known``."""
+def _lacking(planner: Planner, target: Target, known: set[str]) -> list[tuple[str, dict[str, Any]]]:
+    """(key, request) of a planner's kernels that are not compiled; those that are become ``known``."""
     try:
-        launches = plan()
+        launches = planner()
     except Exception:  # which its run will raise, where errors are told apart
         return []
     found = []

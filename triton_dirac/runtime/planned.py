@@ -16,7 +16,7 @@ from torch import Tensor
 from triton_dirac.runtime import autotune
 from triton_dirac.runtime.direct import ALIGNMENT
 from triton_dirac.runtime.plan import Plan, Tensors, data_ptr
-from triton_dirac.runtime.remembered import MOST_ALIKE, Remembered
+from triton_dirac.runtime.signature_cache import MOST_ALIKE, SignatureCache
 from triton_dirac.runtime.tracing import autocast_dtype, is_observed, is_watched
 
 
@@ -41,7 +41,7 @@ class Planned:
 
     def __init__(self, function: Function, backward: Function | None = None) -> None:
         self._function, self._backward = function, backward
-        self._plans: Remembered[dict[tuple[bool, ...], Plan]] = Remembered()  # by which addresses are odd
+        self._plans: SignatureCache[dict[tuple[bool, ...], Plan]] = SignatureCache()  # by which addresses are odd
 
     def __call__(self, tensors: Tensors, settings: tuple) -> Sequence[Tensor | None]:
         """The outputs, planned once for all calls like this one; ``settings`` tell which tensors are None."""

@@ -58,9 +58,9 @@ class _CachedSource(ASTSource):
 
     @classmethod
     def of(cls, source: ASTSource) -> _CachedSource:
-        twin = cls.__new__(cls)
-        twin.__dict__.update(source.__dict__)
-        return twin
+        cached = cls.__new__(cls)
+        cached.__dict__.update(source.__dict__)
+        return cached
 
     def make_ir(self, *arguments: Any, **options: Any) -> Any:
         raise _NotCached

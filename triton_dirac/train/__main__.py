@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from triton_dirac.functional import BACKENDS
+from triton_dirac.functional import BACKENDS, FORMS
 from triton_dirac.models.named import ACCEPTED
 from triton_dirac.runtime import files
 from triton_dirac.train.data import open_data
 from triton_dirac.train.log import draw_curves
 from triton_dirac.train.loop import Stopped, Training
-from triton_dirac.train.options import DTYPES, FORMS, Options, options_for
+from triton_dirac.train.options import DTYPES, Options, options_for
 from triton_dirac.train.processes import joined
 from triton_dirac.train.recipe import RECIPES
 

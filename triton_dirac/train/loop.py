@@ -251,8 +251,8 @@ def build_net(options: Options, data: Data, device: torch.device) -> nn.Module:
             module.form = options.form
     try:
         with torch.device("meta"), torch.no_grad():
-            twin = net_named(options.net, data.classes).eval()
-            twin(torch.empty(1, 3, data.size, data.size))
+            without_data = net_named(options.net, data.classes).eval()
+            without_data(torch.empty(1, 3, data.size, data.size))
     except RuntimeError as error:
         side = f"{data.size} x {data.size}"
         raise ValueError(f"net must be for images of {side}, which {options.net} is not: {error}") from error

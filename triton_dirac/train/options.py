@@ -6,12 +6,10 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
+from triton_dirac.functional import FORMS, TRITON_DTYPES
 from triton_dirac.train.recipe import RECIPES, Recipe
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FORMS = ("split", "materialised")
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TRITON_DTYPES}  # of the forward pass
 # What may be another when a training goes on: it changes where and how it runs, not what it is.
 FREE = ("device", "workers", "checkpoint_every", "root")
 

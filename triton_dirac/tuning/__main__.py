@@ -19,10 +19,10 @@ import triton
 from triton_dirac.functional import FORMS
 from triton_dirac.models import DIRACNETS
 from triton_dirac.runtime import compile_ahead, compiled_cache, timings
-from triton_dirac.runtime.compile_ahead import Outcome, Plan
+from triton_dirac.runtime.compile_ahead import Outcome, Planner
 from triton_dirac.runtime.launch import INTERPRETED
 from triton_dirac.runtime.targets import TARGETS
-from triton_dirac.tuning.preparation import preparation_plans
+from triton_dirac.tuning.preparation import preparation_planners
 from triton_dirac.tuning.progress import Progress
 from triton_dirac.tuning.run import compile_works, tune
 from triton_dirac.tuning.work import PASSES, STORAGE, Work, works_of
@@ -83,10 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _selected(options: argparse.Namespace) -> tuple[list[Work], dict[str, Plan]]:
+def _selected(options: argparse.Namespace) -> tuple[list[Work], dict[str, Planner]]:
     """The nets' convolutions, each once, and their weight preparations."""
     works: dict[Work, None] = {}
-    others: dict[str, Plan] = {}
+    others: dict[str, Planner] = {}
     for name in options.nets:
         net = DIRACNETS[name]
         with torch.device("meta"):
@@ -98,19 +98,19 @@ def _selected(options: argparse.Namespace) -> tuple[list[Work], dict[str, Plan]]
         if PREP in options.passes and not options.layers:
             for form in options.forms:
                 for dtype in options.dtypes:
-                    plans = preparation_plans(model, STORAGE[dtype], form)
-                    others |= {f"{name} {what}": plan for what, plan in plans.items()}
+                    planners = preparation_planners(model, STORAGE[dtype], form)
+                    others |= {f"{name} {what}": planner for what, planner in planners.items()}
     return list(works), others
 
 
-def _compile_only(works: list[Work], others: dict[str, Plan], options: argparse.Namespace) -> list[Outcome[str]]:
+def _compile_only(works: list[Work], others: dict[str, Planner], options: argparse.Namespace) -> list[Outcome[str]]:
     return [
         compile_works(works, TARGETS[target], others, progress=Progress(f"compiling for {target}"))
         for target in options.targets
     ]
 
 
-def _tune(works: list[Work], others: dict[str, Plan]) -> Outcome[str]:
+def _tune(works: list[Work], others: dict[str, Planner]) -> Outcome[str]:
     torch.backends.cudnn.benchmark = True  # as whoever trains has it: cuDNN's own search is what ours is held against
     device = torch.device("cuda", torch.cuda.current_device())
     outcome = tune(works, device, others, compiling=Progress("compiling"), measuring=Progress("measuring"))

@@ -9,28 +9,28 @@ import torch
 from torch import nn
 
 from triton_dirac.modules import DiracConv2d
-from triton_dirac.runtime.compile_ahead import Plan
+from triton_dirac.runtime.compile_ahead import Planner
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.weight_prep import multi, single
 
 
-def preparation_plans(model: nn.Module, dtype: torch.dtype, form: str) -> dict[str, Plan]:
-    """The launches of a meta model's 2-D Dirac layers, parameters in float32 and filters in ``dtype``, by name.
+def preparation_planners(model: nn.Module, dtype: torch.dtype, form: str) -> dict[str, Planner]:
+    """Of a meta model's 2-D Dirac layers, parameters in float32 and filters in ``dtype``, by name.
 
     Filters may lie as ``nn.Conv2d`` has them or channels-last: both, since a model may be either.
     """
-    plans: dict[str, Plan] = {}
+    planners: dict[str, Planner] = {}
     for layout in (torch.contiguous_format, torch.channels_last):
         layers = [module for module in model.modules() if isinstance(module, DiracConv2d)]
         laid_out = [(_parameters(layer, layout), layer.groups) for layer in layers]
         for (weight, alpha, beta), groups in laid_out:
             name = f"weight_prep {tuple(weight.shape)} {dtype} {form} {layout}"
-            plans[name] = partial(_single, (weight, alpha, beta), groups, dtype, form)
+            planners[name] = partial(_single, (weight, alpha, beta), groups, dtype, form)
         if layers:
-            plans[f"weight_prep of all {len(layers)} layers {dtype} {form} {layout}"] = partial(
+            planners[f"weight_prep of all {len(layers)} layers {dtype} {form} {layout}"] = partial(
                 _multi, [tensors for tensors, _ in laid_out], [groups for _, groups in laid_out], dtype, form
             )
-    return plans
+    return planners
 
 
 def _parameters(layer: DiracConv2d, layout: torch.memory_format) -> tuple[torch.Tensor, ...]:

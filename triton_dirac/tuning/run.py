@@ -9,10 +9,10 @@ import torch
 
 from triton_dirac.conv import op
 from triton_dirac.runtime import autotune, timings
-from triton_dirac.runtime import plan as call
-from triton_dirac.runtime.compile_ahead import Outcome, Plan, compile_ahead
+from triton_dirac.runtime.compile_ahead import Outcome, Planner, compile_ahead
+from triton_dirac.runtime.plan import Plan
 from triton_dirac.runtime.targets import Target, target_of
-from triton_dirac.tuning.work import Work, plans_of
+from triton_dirac.tuning.work import Work, planners_of
 
 Progress = Callable[[int, int], object]
 AT_ONCE = 24  # works compiled before they are measured: some 200 kernels, which keep 16 cores busy for ten seconds
@@ -24,7 +24,7 @@ def _silent(done: int, total: int) -> None: ...
 def compile_works(
     works: Iterable[Work],
     target: Target,
-    others: Mapping[str, Plan] | None = None,
+    others: Mapping[str, Planner] | None = None,
     *,
     progress: Progress = _silent,
 ) -> Outcome[str]:
@@ -32,14 +32,16 @@ def compile_works(
     return compile_ahead(_labelled(works, target) | dict(others or {}), target, progress=progress)
 
 
-def _labelled(works: Iterable[Work], target: Target) -> dict[str, Plan]:
-    return {f"{work.label}: {config}": plan for work in works for config, plan in plans_of(work, target).items()}
+def _labelled(works: Iterable[Work], target: Target) -> dict[str, Planner]:
+    return {
+        f"{work.label}: {config}": planner for work in works for config, planner in planners_of(work, target).items()
+    }
 
 
 def tune(
     works: Sequence[Work],
     device: torch.device,
-    others: Mapping[str, Plan] | None = None,
+    others: Mapping[str, Planner] | None = None,
     *,
     compiling: Progress = _silent,
     measuring: Progress = _silent,
@@ -52,11 +54,11 @@ def tune(
     """
     target = target_of(device)
     portions = [works[start : start + AT_ONCE] for start in range(0, len(works), AT_ONCE)]
-    plans = [_labelled([work for work in portion if unmeasured(work, device)], target) for portion in portions]
-    all_plans, begun, measured = len(others or {}) + sum(map(len, plans)), 0, 0
+    planners = [_labelled([work for work in portion if unmeasured(work, device)], target) for portion in portions]
+    total, begun, measured = len(others or {}) + sum(map(len, planners)), 0, 0
     refused, lost, compiled = dict[str, str](), dict[str, str](), 0
-    for portion, wanted in zip([[], *portions], [dict(others or {}), *plans], strict=True):
-        found = compile_ahead(wanted, target, progress=_part(compiling, begun, len(wanted), all_plans))
+    for portion, wanted in zip([[], *portions], [dict(others or {}), *planners], strict=True):
+        found = compile_ahead(wanted, target, progress=_part(compiling, begun, len(wanted), total))
         refused, lost, compiled = refused | found.refused, lost | found.lost, compiled + found.compiled
         begun += len(wanted)
         for work in portion:
@@ -79,7 +81,7 @@ def unmeasured(work: Work, device: torch.device) -> bool:
     """Whether a config of the work has no timing yet."""
     target = target_of(device)
     known = timings.open_store(device).read(entry_of(work, target))
-    return any(config not in known for config in plans_of(work, target))
+    return any(config not in known for config in planners_of(work, target))
 
 
 def entry_of(work: Work, target: Target) -> str:
@@ -94,8 +96,8 @@ def run(work: Work, device: torch.device) -> None:
     rest = (p.stride, p.padding, p.dilation, p.groups)
     with torch.no_grad():
         if work.direction == "fprop":
-            op.plan_conv(call.Plan(), x, w, None, alpha, *rest, None, precision, True)
+            op.plan_conv(Plan(), x, w, None, alpha, *rest, None, precision, True)
         elif work.direction == "dgrad":
-            op.plan_dgrad(call.Plan(), dy, w, alpha, x.shape, *rest, precision, True)
+            op.plan_dgrad(Plan(), dy, w, alpha, x.shape, *rest, precision, True)
         else:
-            op.plan_wgrad(call.Plan(), dy, x, w.shape, x.dtype, *rest, precision, True)
+            op.plan_wgrad(Plan(), dy, x, w.shape, x.dtype, *rest, precision, True)

@@ -19,7 +19,7 @@ from triton_dirac.conv.fprop import prepare_fprop
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.conv.wgrad import prepare_wgrad
 from triton_dirac.models import conv_problems
-from triton_dirac.runtime.compile_ahead import Plan
+from triton_dirac.runtime.compile_ahead import Planner
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.targets import Target
 
@@ -93,8 +93,8 @@ def works_of(
     return list(works)
 
 
-def plans_of(work: Work, target: Target) -> dict[str, Plan]:
-    """The launches of each config that the work may be run with on ``target``, on meta tensors, by config."""
+def planners_of(work: Work, target: Target) -> dict[str, Planner]:
+    """By config that the work may be run with on ``target``: what makes its launches, on meta tensors."""
     problem, precision = work.problem, work.precision(target)
     x, w, dy, alpha = work.tensors(torch.device("meta"))
     if direct.prefers_direct(problem):

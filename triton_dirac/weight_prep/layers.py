@@ -120,7 +120,7 @@ def packed(low: int, high: int, bits: int = 32) -> int:
     return low | high << bits
 
 
-class LayersPlan:
+class PackedLayers:
     """What a launch over given layers needs and no address decides: kinds, tiles, places of the outputs."""
 
     def __init__(self, specs: tuple[LayerSpec, ...], backward: bool) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from triton_dirac.runtime.launch import Launch
 from triton_dirac.runtime.plan import Plan
 from triton_dirac.weight_prep.address_tables import DescriptorTables
-from triton_dirac.weight_prep.layers import LayerSpec, LayersPlan
+from triton_dirac.weight_prep.layers import LayerSpec, PackedLayers
 from triton_dirac.weight_prep.net_node import LayerTensors
 from triton_dirac.weight_prep.rows import backward_rows, prepare_rows
 from triton_dirac.weight_prep.single import OPTIONS, dense, is_channels_last, shared_sum
@@ -126,8 +126,8 @@ def _backward_tile(
 
 
 @lru_cache(maxsize=64)
-def _plan(specs: tuple[tuple[Any, ...], ...], backward: bool) -> LayersPlan:
-    return LayersPlan(tuple(LayerSpec(*spec) for spec in specs), backward)
+def _packed(specs: tuple[tuple[Any, ...], ...], backward: bool) -> PackedLayers:
+    return PackedLayers(tuple(LayerSpec(*spec) for spec in specs), backward)
 
 
 _SHARED_TABLES = DescriptorTables()
@@ -140,8 +140,8 @@ def _prepared(
     grads: Sequence[Tensor] | None,
     groups: int | Sequence[int],
     tables: DescriptorTables,
-) -> tuple[LayersPlan, Tensor, Tensor]:
-    """The layers' plan, table and tiles; others: (dtype, channels-last) of each out or gradient."""
+) -> tuple[PackedLayers, Tensor, Tensor]:
+    """The packed layers, their table and tiles; others: (dtype, channels-last) of each out or gradient."""
     each = [groups] * len(layers) if isinstance(groups, int) else groups
     specs, told = [], []
     for i, ((weight, alpha, beta), (dtype, last), group) in enumerate(zip(layers, others, each, strict=True)):
@@ -152,17 +152,17 @@ def _prepared(
             (tuple(weight.shape), group, *dtypes, *shared, is_channels_last(weight), last, aligned, weight.stride())
         )
         told += [weight, grads[i] if grads else alpha, beta]
-    plan, device = _plan(tuple(specs), grads is not None), layers[0][0].device
+    packed, device = _packed(tuple(specs), grads is not None), layers[0][0].device
 
     def table(*tensors: Tensor) -> Tensor:
         addresses = tuple(map(Tensor.data_ptr, tensors))
-        # The plan itself is in the keys, by identity: it lives as long as they do, and its content is the specs.
-        return tables.get((plan, device, addresses), device, lambda: plan.words(addresses))
+        # The packed layers are in the keys, by identity: they live as long as those do, and their content is the specs.
+        return tables.get((packed, device, addresses), device, lambda: packed.words(addresses))
 
     def tiles(_: Tensor) -> Tensor:
-        return tables.get((plan, device), device, lambda: plan.tiles)
+        return tables.get((packed, device), device, lambda: packed.tiles)
 
-    return plan, steps.do(table, *told), steps.do(tiles, told[0])
+    return packed, steps.do(table, *told), steps.do(tiles, told[0])
 
 
 def plan_weight_prep_multi(
@@ -184,12 +184,12 @@ def plan_weight_prep_multi(
     device = layers[0][0].device
     lasts = [is_channels_last(w) if channels_last is None else channels_last for w, _, _ in layers]
     others = [(dtype or w.dtype, last and _two_layouts(w)) for (w, _, _), last in zip(layers, lasts, strict=True)]
-    plan, table, tiles = _prepared(steps, layers, others, None, groups, tables)
-    out, norms = steps.new(plan.out.empty(device)), steps.new(plan.norms.empty(device))
+    packed, table, tiles = _prepared(steps, layers, others, None, groups, tables)
+    out, norms = steps.new(packed.out.empty(device)), steps.new(packed.norms.empty(device))
     args = {"table_ptr": table, "tiles_ptr": tiles, "out_ptr": out, "norm_ptr": norms}
-    constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": plan.kinds}
-    launch = Launch(weight_prep_multi_kernel, (len(plan.tiles),), args, constexprs, OPTIONS)
-    return [launch], plan.out.tensors(out, steps), norms
+    constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": packed.kinds}
+    launch = Launch(weight_prep_multi_kernel, (len(packed.tiles),), args, constexprs, OPTIONS)
+    return [launch], packed.out.tensors(out, steps), norms
 
 
 def plan_weight_prep_multi_backward(
@@ -209,13 +209,13 @@ def plan_weight_prep_multi_backward(
     if not layers:
         return [], [], []
     others = [(g.dtype, is_channels_last(g)) for g in grads]
-    plan, table, tiles = _prepared(steps, layers, others, grads, groups, tables)
-    dweight, drows = steps.new(plan.out.empty(norms.device)), steps.new(plan.rows.empty(norms.device))
+    packed, table, tiles = _prepared(steps, layers, others, grads, groups, tables)
+    dweight, drows = steps.new(packed.out.empty(norms.device)), steps.new(packed.rows.empty(norms.device))
     args = {"table_ptr": table, "tiles_ptr": tiles, "norm_ptr": norms}
     args |= {"dweight_ptr": dweight, "drows_ptr": drows}
-    constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": plan.kinds}
-    launch = Launch(weight_prep_multi_backward_kernel, (len(plan.tiles),), args, constexprs, OPTIONS)
-    return [launch], plan.out.tensors(dweight, steps), plan.rows.tensors(drows, steps)
+    constexprs = {"EPS": eps, "IDENTITY": identity, "KINDS": packed.kinds}
+    launch = Launch(weight_prep_multi_backward_kernel, (len(packed.tiles),), args, constexprs, OPTIONS)
+    return [launch], packed.out.tensors(dweight, steps), packed.rows.tensors(drows, steps)
 
 
 def weight_prep_multi(

@@ -33,9 +33,9 @@ MOST_ALIKE = 16  # of one key: dtypes, layouts, frozen or trained
 guard_of = _make_guard_of()
 
 
-class Remembered(Generic[Value]):
-    """Values by key and by what the tensors were like in all but content and address, as a guard of torch.compile
-    tells it: also of transforms and modes that were at work. Holds no tensor."""
+class SignatureCache(Generic[Value]):
+    """Values by key and by the tensors' signature: what they were like in all but content and address, as a guard of
+    torch.compile tells it; also which transforms and modes were at work. Holds no tensor."""
 
     def __init__(self) -> None:
         self._values: dict[Hashable, list[tuple[Callable[..., bool], Value]]] = {}

@@ -15,10 +15,10 @@ from tests.placement import DEVICE
 from tests.tolerance import assert_as_good_as_torch
 from triton_dirac import dirac_op, reference
 from triton_dirac.conv import op as conv
-from triton_dirac.runtime import autotune, launch, remembered
+from triton_dirac.runtime import autotune, launch, signature_cache
 from triton_dirac.runtime.plan import Plan, _Launched
 from triton_dirac.runtime.planned import Planned
-from triton_dirac.runtime.remembered import Remembered
+from triton_dirac.runtime.signature_cache import SignatureCache
 
 PLANNED = (dirac_op._planned, conv._planned)
 
@@ -27,7 +27,7 @@ PLANNED = (dirac_op._planned, conv._planned)
 def replays(monkeypatch):
     """The forward plans that are run again, one by one; nothing is known beforehand."""
     for planned in PLANNED:
-        monkeypatch.setattr(planned, "_plans", Remembered())
+        monkeypatch.setattr(planned, "_plans", SignatureCache())
     found: list = []
     run = Plan.run
 
@@ -216,8 +216,8 @@ def test_a_torch_whose_guard_is_another_remembers_nothing(monkeypatch, replays):
             pass
 
     monkeypatch.setattr("torch._C._dynamo.guards.TensorGuards", Other)
-    assert remembered._make_guard_of() is None
-    monkeypatch.setattr(remembered, "guard_of", None)
+    assert signature_cache._make_guard_of() is None
+    monkeypatch.setattr(signature_cache, "guard_of", None)
     for seed in range(2):
         inputs = tensors(seed)
         assert_right(inputs, run(inputs))
@@ -225,8 +225,8 @@ def test_a_torch_whose_guard_is_another_remembers_nothing(monkeypatch, replays):
 
 
 def test_of_one_key_the_oldest_is_forgotten_first(monkeypatch):
-    monkeypatch.setattr(remembered, "MOST_ALIKE", 2)
-    kept = Remembered()
+    monkeypatch.setattr(signature_cache, "MOST_ALIKE", 2)
+    kept = SignatureCache()
     images = [torch.zeros(size) for size in (1, 2, 3)]
     for image in images:
         kept.keep("key", [image], image.shape)
@@ -237,7 +237,7 @@ def test_of_one_key_the_oldest_is_forgotten_first(monkeypatch):
 
 
 def test_many_calls_are_forgotten_in_time(replays, monkeypatch):
-    monkeypatch.setattr(remembered, "MOST_KEYS", 3)
+    monkeypatch.setattr(signature_cache, "MOST_KEYS", 3)
     for batch in range(1, 9):
         inputs = tensors()
         inputs[0] = inputs[0].expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -343,7 +343,7 @@ def test_a_steady_step_makes_few_calls_and_no_tensor_too_many(pass_, replays, mo
 
 def test_ten_thousand_sizes_do_not_pile_up_nor_take_ever_longer(monkeypatch):
     planned = Planned(lambda plan, image, weight: [plan.new(torch.empty(image.shape))])
-    monkeypatch.setattr(remembered, "MOST_KEYS", 64)
+    monkeypatch.setattr(signature_cache, "MOST_KEYS", 64)
     weight = torch.zeros(1)
     calls = []
     for size in range(10_000):
