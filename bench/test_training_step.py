@@ -17,6 +17,7 @@ from bench.net_training import (
     parameters_like,
     step_samples,
     trainings,
+    with_filters_rounded_once,
 )
 from bench.suite import Suite
 
@@ -35,6 +36,7 @@ SUITE = Suite(
     passes={"step": ("loss", *PARTS)},
     draw=draw,
     definition=definition,
+    rewritten=with_filters_rounded_once,
     cost=cost,
     contenders=TRAINING_STEP,
     subjects=trainings,
