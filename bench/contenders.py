@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,20 @@ from bench import peers
 from bench.compiled import compiled, compiled_for_all_sizes
 from bench.loaders import forced
 from bench.suite import Build, Contender, Results, Work, call_of
+from triton_dirac import reference
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 
 
 def delta_of(weight_shape: tuple[int, ...]) -> Tensor:
     return torch.nn.init.dirac_(torch.empty(weight_shape))
+
+
+def convolution_and_identity(x: Tensor, weight: Tensor, alpha: Tensor, beta: Tensor, **geometry: Any) -> Tensor:
+    """The split form in operations of torch: rounded once more, before the identity's term is added."""
+    delta = reference.dirac_delta(weight.shape, geometry.get("groups", 1), dtype=x.dtype, device=x.device)
+    identity = F.conv2d(x, delta, None, **geometry) * alpha.to(x.dtype).view(1, -1, 1, 1)
+    return reference.dirac_conv2d(x, weight, torch.zeros_like(alpha), beta, **geometry) + identity
 
 
 def eager_weight(

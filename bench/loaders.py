@@ -84,7 +84,7 @@ def _fastest(loader: str, work: Work, prepare: Prepare) -> Config:
             work.storage,
             work.device,
             _precision(work.dtype, target_of(work.device)),
-            offered=lambda *_: found,
+            promising=lambda *_: found,
             default=lambda *_: likely,
             plan=lambda config: prepare(config)[1],
         )

@@ -119,7 +119,7 @@ class Suite:
 
     ``draw(problem, normal, storage)`` returns the inputs, ``normal(*shape)`` being standard normal float32.
     ``definition(work)`` computes the results by ``triton_dirac.reference``, in the dtype of the inputs;
-    ``rewritten(work)`` the same by other operations, where what is rounded in between decides how far results are off.
+    each of ``rewritten`` the same by other operations, where what is rounded in between decides how far they are off.
     ``compared(results)``: what of a call's results is compared, where that takes work that must not be timed.
     ``sampler`` takes the samples, where a suite wants another clock than the machine's (``bench.timing``).
     ``cost(problem, storage, pass)`` is the least (flops, bytes). ``launch_bytes(launch, work)`` are the bytes that
@@ -135,7 +135,7 @@ class Suite:
     subjects: Callable[[Iterable[str], int | None], Sequence[Subject]] = dirac_layers
     multiplies: bool = True
     launch_bytes: Callable[[Launch, Work], int] | None = None
-    rewritten: Callable[[Work], Results] | None = None
+    rewritten: Sequence[Callable[[Work], Results]] = ()
     compared: Callable[[Results], Results] = as_they_are
     sampler: Callable[[Mapping[str, Callable[[], Any]]], dict[str, Any]] | None = None
 
@@ -157,8 +157,8 @@ class Suite:
         return self.named(work.direction, self.definition(work.with_inputs(Tensor.double)))
 
     def torch_errors(self, work: Work, truth: Mapping[str, Value]) -> dict[str, list[float]]:
-        """How far the definition in the work's own dtype is from ``truth``: the worst of two memory formats and, where
-        it is there, of the definition rewritten.
+        """How far the definition in the work's own dtype is from ``truth``: the worst of two memory formats and of the
+        definition rewritten.
 
         Of several, since one draw of rounding errors may be lucky. Not a contender's, which would pass by itself.
         A number for each part of each result.
@@ -166,7 +166,7 @@ class Suite:
         errors = {name: [0.0] * len(parts(true)) for name, true in truth.items()}
         layouts = (torch.channels_last, torch.contiguous_format)
         draws = [(self.definition, layout) for layout in layouts]
-        draws += [(self.rewritten, torch.channels_last)] if self.rewritten else []
+        draws += [(rewritten, torch.channels_last) for rewritten in self.rewritten]
         for definition, layout in draws:
             laid_out = work.with_inputs(partial(_laid_out, layout=layout))
             plain = self.named(work.direction, definition(laid_out))

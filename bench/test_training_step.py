@@ -18,6 +18,7 @@ from bench.net_training import (
     step_samples,
     trainings,
     with_filters_rounded_once,
+    with_the_identity_apart,
 )
 from bench.suite import Suite
 
@@ -36,7 +37,7 @@ SUITE = Suite(
     passes={"step": ("loss", *PARTS)},
     draw=draw,
     definition=definition,
-    rewritten=with_filters_rounded_once,
+    rewritten=(with_filters_rounded_once, with_the_identity_apart),
     cost=cost,
     contenders=TRAINING_STEP,
     subjects=trainings,

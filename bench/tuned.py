@@ -30,18 +30,18 @@ def landscapes(benchmarks: Iterable[Mapping[str, Any]], store: Store, target: Ta
 
     ``milliseconds`` maps configs to times, None where one failed for good; the fastest is the pick. ``default`` is
     the config that is taken where nothing is measured, ``unmeasured`` how many have no timing. Configs that are not
-    offered today are left out, as the autotuner leaves them out.
+    promising today are left out, as the autotuner leaves them out.
     """
     found = []
     for work, info in _works(benchmarks).items():
         table, asked = TABLES[work.direction], (work.problem, work.storage, target, work.precision(target))
         default = table.default(*asked).label
-        offered = dict.fromkeys([*(config.label for config in table.offered(*asked)), default])
+        promising = dict.fromkeys([*(config.label for config in table.promising(*asked)), default])
         known = store.read(entry_of(work, target))
-        times = {name: _digits(known[name]) for name in offered if name in known}
+        times = {name: _digits(known[name]) for name in promising if name in known}
         if times:
             names = {name: info[name] for name in ("net", "layer", "dtype", "problem")}
-            unmeasured = len(offered) - len(times)
+            unmeasured = len(promising) - len(times)
             found.append(
                 {"kernel": f"conv_{work.direction}", **names, "label": "measured", "default": default}
                 | {"unmeasured": unmeasured, "milliseconds": times}

@@ -24,10 +24,10 @@ def test_a_definition_that_is_rewritten_is_the_same(problem, device):
     suite = test_dirac_block.SUITE
     work = suite.work(problem, "float32", "forward_backward", device)
     truth = suite.truth(work)
-    again = suite.named(work.direction, suite.rewritten(work.with_inputs(torch.Tensor.double)))
+    again = suite.named(work.direction, suite.rewritten[0](work.with_inputs(torch.Tensor.double)))
     for name, tensor in truth.items():
         torch.testing.assert_close(again[name], tensor)
-    alone = replace(suite, rewritten=None).torch_errors(work, truth)
+    alone = replace(suite, rewritten=()).torch_errors(work, truth)
     assert all(error >= alone[name] for name, error in suite.torch_errors(work, truth).items())
 
 

@@ -71,8 +71,8 @@ def test_tiles_are_right(device, direction):
 def test_only_the_loader_s_own_configs_are_measured_under_the_kernel_s_own_name(monkeypatch, dtype, precision):
     asked = []
 
-    def pick(kernel, problem, storage, device, precision, *, offered, default, plan):
-        configs = offered(problem, storage, TARGETS["cuda:80"], precision)
+    def pick(kernel, problem, storage, device, precision, *, promising, default, plan):
+        configs = promising(problem, storage, TARGETS["cuda:80"], precision)
         asked.append((kernel, precision, {config.loader for config in configs}, default() in configs))
         autotune._picked["another"] = configs[-1]
         return configs[-1]

@@ -40,7 +40,7 @@ def pick(scripted):
     """What the autotuner picks where configs take the scripted times, in milliseconds."""
     table = TABLES["fprop"]
     return autotune.pick(
-        "conv_fprop", LAYER.problem, torch.bfloat16, CPU, offered=table.offered, default=table.default,
+        "conv_fprop", LAYER.problem, torch.bfloat16, CPU, promising=table.promising, default=table.default,
         plan=lambda config: [], measure=lambda runs, entry: dict(zip(runs, scripted(len(runs)), strict=True)),
     )  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_the_landscape_is_what_the_autotuner_measured_and_picked_from():
         "conv_fprop", LAYER.name, "bfloat16", "measured",
     )  # fmt: skip
     times = one["milliseconds"]
-    assert len(times) > 6
+    assert len(times) >= 6
     assert sum(time is None for time in times.values()) == 1
     assert min((name for name in times if times[name]), key=times.__getitem__) == picked.label
     assert one["default"] == TABLES["fprop"].default(LAYER.problem, torch.bfloat16, TARGET).label

@@ -199,7 +199,7 @@ def suits(config: Config, gemm: Gemm) -> bool:
 def offered(
     problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee", *, dgrad: bool
 ) -> list[Config]:
-    """The configs worth measuring for a problem."""
+    """The configs that suit a problem."""
     gemm = gemm_of(problem, dgrad)
     vectors = has_vectors(dtype, gemm.channels, gemm.columns)
     return [c for c in configs(dtype, vectors, target, precision) if suits(c, gemm)]
@@ -209,11 +209,23 @@ def default(
     problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee", *, dgrad: bool
 ) -> Config:
     """The offered config with the fewest estimated cycles; of equals the first."""
+    clocks = _estimates(problem, dtype, target, precision, dgrad)
+    return min(clocks, key=clocks.__getitem__)
+
+
+def promising(
+    problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee", *, dgrad: bool
+) -> list[Config]:
+    """The offered configs worth measuring: see ``cycles.promising``."""
+    return cycles.promising(_estimates(problem, dtype, target, precision, dgrad), problem, dtype, target)
+
+
+def _estimates(
+    problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str, dgrad: bool
+) -> dict[Config, float]:
     gemm = gemm_of(problem, dgrad)
-    return min(
-        offered(problem, dtype, target, precision, dgrad=dgrad),
-        key=lambda config: estimated_cycles(gemm, dtype, config, target),
-    )
+    suited = offered(problem, dtype, target, precision, dgrad=dgrad)
+    return {config: estimated_cycles(gemm, dtype, config, target) for config in suited}
 
 
 def estimated_cycles(gemm: Gemm, dtype: torch.dtype, config: Config, target: Target) -> float:

@@ -50,7 +50,7 @@ def dgrad(
             dy.dtype,
             dy.device,
             precision,
-            offered=partial(tuning.offered, precision=precision),
+            promising=partial(tuning.promising, precision=precision),
             default=partial(tuning.default, precision=precision),
             plan=lambda config: ready(config=config)[1],
         )

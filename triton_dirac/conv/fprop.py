@@ -49,7 +49,7 @@ def fprop(
             x.dtype,
             x.device,
             precision,
-            offered=partial(tuning.offered, precision=precision),
+            promising=partial(tuning.promising, precision=precision),
             default=partial(tuning.default, precision=precision),
             plan=lambda config: prepare(config=config)[1],
         )

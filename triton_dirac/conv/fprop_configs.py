@@ -11,8 +11,13 @@ from triton_dirac.runtime.targets import Target
 
 
 def offered(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> list[Config]:
-    """The configs worth measuring for a problem."""
+    """The configs that suit a problem."""
     return configs.offered(problem, dtype, target, precision, dgrad=False)
+
+
+def promising(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> list[Config]:
+    """The offered configs worth measuring."""
+    return configs.promising(problem, dtype, target, precision, dgrad=False)
 
 
 def default(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> Config:

@@ -232,7 +232,7 @@ def wgrad(
             x.dtype,
             x.device,
             precision,
-            offered=partial(tuning.offered, precision=precision),
+            promising=partial(tuning.promising, precision=precision),
             default=partial(tuning.default, precision=precision),
             plan=lambda config: ready(config=config)[1],
         )

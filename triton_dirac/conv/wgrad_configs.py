@@ -121,7 +121,7 @@ def tile_applies(problem: ConvProblem, dtype: torch.dtype) -> bool:
 
 
 def offered(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> list[Config]:
-    """The configs worth measuring: batch order where the batch fills its tiles, else pixel order."""
+    """The configs that suit: batch order where the batch fills its tiles, else pixel order."""
     suited = configs(dtype, has_vectors(dtype, problem.C // problem.groups), target, precision)
     batch = [c for c in suited if c.loader == "batch" and fits_batch(problem, c.block_k)]
     if tile_applies(problem, dtype):
@@ -131,10 +131,20 @@ def offered(problem: ConvProblem, dtype: torch.dtype, target: Target, precision:
 
 def default(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> Config:
     """The offered config with the fewest estimated cycles."""
-    return min(
-        offered(problem, dtype, target, precision),
-        key=lambda config: estimated_cycles(problem, dtype, config, split_k(problem, config, target), target),
-    )
+    clocks = _estimates(problem, dtype, target, precision)
+    return min(clocks, key=clocks.__getitem__)
+
+
+def promising(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str = "ieee") -> list[Config]:
+    """The offered configs worth measuring: see ``cycles.promising``."""
+    return cycles.promising(_estimates(problem, dtype, target, precision), problem, dtype, target)
+
+
+def _estimates(problem: ConvProblem, dtype: torch.dtype, target: Target, precision: str) -> dict[Config, float]:
+    return {
+        config: estimated_cycles(problem, dtype, config, split_k(problem, config, target), target)
+        for config in offered(problem, dtype, target, precision)
+    }
 
 
 def split_k(problem: ConvProblem, config: Config, target: Target) -> int:

@@ -80,7 +80,7 @@ def pick(
     device: torch.device,
     precision: str = "ieee",
     *,
-    offered: Callable[[Problem, torch.dtype, Target], Sequence[Config]],
+    promising: Callable[[Problem, torch.dtype, Target], Sequence[Config]],
     default: Callable[[Problem, torch.dtype, Target], Config],
     plan: Callable[[Config], Sequence[Launch]],
     config: Config | None = None,
@@ -89,8 +89,9 @@ def pick(
 ) -> Config:
     """The config for one kernel and problem.
 
-    ``offered`` and ``default`` are the kernel's config table's; ``plan(config)`` makes the launches that fill an output
-    of their own. ``measure`` replaces ``measure.measure``: (runs by name, what they are) -> milliseconds by name.
+    ``promising`` and ``default`` are the kernel's config table's; ``plan(config)`` makes the launches that fill an
+    output of their own. ``measure`` replaces ``measure.measure``: (runs by name, what they are) -> milliseconds by
+    name.
     """
     if config is not None:
         return config
@@ -103,7 +104,7 @@ def pick(
     if deterministic:
         picked, settled = fallback, True
     else:
-        configs = {c.label: c for c in (*offered(problem, dtype, target), fallback)}
+        configs = {c.label: c for c in (*promising(problem, dtype, target), fallback)}
         planners = {label: partial(plan, config) for label, config in configs.items()}
         runs = {label: partial(_run, planner) for label, planner in planners.items()}
         entry = entry_of(kernel, problem, dtype, precision)

@@ -105,7 +105,7 @@ def planners_of(work: Work, target: Target) -> dict[str, Planner]:
         "wgrad": partial(prepare_wgrad, dy, x, problem, dtype=x.dtype, precision=precision, target=target),
     }[work.direction]
     table, asked = TABLES[work.direction], (problem, work.storage, target, precision)
-    configs = {config.label: config for config in (*table.offered(*asked), table.default(*asked))}
+    configs = {config.label: config for config in (*table.promising(*asked), table.default(*asked))}
     return {label: partial(_launches, prepare, config) for label, config in configs.items()}
 
 
