@@ -64,8 +64,8 @@ class Layer:
         """The problem as results files state it."""
         return sizes(self.problem)
 
-    def cropped(self) -> Layer:
-        return replace(self, problem=crop(self.problem))
+    def shrunk(self) -> Layer:
+        return replace(self, problem=shrink(self.problem))
 
 
 def _short(values: tuple[int, ...]) -> str:
@@ -117,7 +117,7 @@ def dirac_layers(nets: Iterable[str], batch: int | None = None) -> list[Layer]:
     return [layer for layer in every_layer(nets, batch) if layer.has_identity]
 
 
-def crop(problem: ConvProblem) -> ConvProblem:
+def shrink(problem: ConvProblem) -> ConvProblem:
     """A small problem like ``problem``: two images of 5 x 6 outputs, channels halved until none exceed 64.
 
     Window, stride, padding and K / C stay, depthwise stays depthwise, and what is no power of two stays so (160

@@ -1,7 +1,8 @@
 """Our convolutions with their loader forced: how much of a time is the way in which images are read.
 
 ``triton`` is the fastest of all that the config tables of ``triton_dirac.conv`` offer a problem; these, with one
-loader. Without a GPU, what an H100 would be offered for a full batch is checked on the crop that the interpreter gets.
+loader. Without a GPU, what an H100 would be offered for a full batch is checked on the miniature that the interpreter
+gets.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Machine:
     watch: ClockWatch | None = None
     compile_all: bool = False  # also on a CPU, where a graph takes 10 s and more
     only_times: bool = False  # what cannot be timed here is not checked either
-    crops: dict[tuple, str | None] = field(default_factory=dict)  # what failed of each crop that was checked
+    miniatures: dict[tuple, str | None] = field(default_factory=dict)  # what failed of each miniature that was checked
 
     @property
     def on_gpu(self) -> bool:

@@ -18,16 +18,16 @@ import triton_dirac
 from bench.compiled import compiled_for_all_sizes
 from bench.contenders import delta_of, eager_weight, weight_norm_weight
 from bench.suite import Build, Contender, Results, Work
+from triton_dirac.weight_prep.net_node import LayerTensors
 
-Layer = tuple[Tensor, Tensor, Tensor]  # weight, alpha, beta
-Prepare = Callable[[Sequence[Layer]], Sequence[Tensor]]
+Prepare = Callable[[Sequence[LayerTensors]], Sequence[Tensor]]
 
 
 def layout_on(device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
-def layers_of(work: Work) -> list[Layer]:
+def layers_of(work: Work) -> list[LayerTensors]:
     return list(zip(*(work.inputs[name] for name in ("weight", "alpha", "beta")), strict=True))
 
 

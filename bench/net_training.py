@@ -68,7 +68,7 @@ class Training:
         size = NETS[self.net].image_size
         return self.batch, 3, size, size
 
-    def cropped(self) -> Training:
+    def shrunk(self) -> Training:
         return replace(self, batch=1)
 
 

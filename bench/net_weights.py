@@ -13,7 +13,7 @@ from bench.nets import convolutions
 
 # The widest, the narrowest and the deepest: a net takes a CPU half a minute, and the other two lie between these.
 WHOLE_NETS = ("DiracNet-28-10", "DiracNet-34-2", "DiracNet-34")
-CROPPED_CHANNELS = 8  # of the largest layer in a cropped net: the interpreter takes a millisecond a row
+SHRUNK_CHANNELS = 8  # of the largest layer in a shrunk net: the interpreter takes a millisecond a row
 
 Shape = tuple[int, ...]
 
@@ -38,10 +38,10 @@ class NetWeights:
     def sizes(self) -> dict[str, Any]:
         return {"layers": len(self.problem), "weights": sum(torch.Size(shape).numel() for shape in self.problem)}
 
-    def cropped(self) -> NetWeights:
+    def shrunk(self) -> NetWeights:
         """As many layers with fewer channels, all divided by one power of two."""
         divisor = 1
-        while max(max(shape[:2]) for shape in self.problem) // divisor > CROPPED_CHANNELS:
+        while max(max(shape[:2]) for shape in self.problem) // divisor > SHRUNK_CHANNELS:
             divisor *= 2
         return replace(
             self,

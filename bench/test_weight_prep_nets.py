@@ -1,7 +1,7 @@
 """Weight preparation of whole nets: all Dirac layers of DiracNet-28-10, 34-2 and ImageNet-34, one call each.
 
 Beside times, the results hold what is counted (``counted``): kernel launches, and bytes moved beside the least.
-On a CPU only float32 is timed; the Triton contenders run on cropped nets in Triton's interpreter.
+On a CPU only float32 is timed; the Triton contenders run on shrunk nets in Triton's interpreter.
 """
 
 from __future__ import annotations

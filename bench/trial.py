@@ -1,6 +1,6 @@
 """One row of a comparison, start to end: who can run here, who is right, how long they take.
 
-What cannot be timed but can be executed is checked on a crop of the subject. A contender that raises costs itself
+What cannot be timed but can be executed is checked on a miniature of the subject. A contender that raises costs itself
 alone: its entry in ``not_run`` says what it raised, and the others are measured all the same.
 """
 
@@ -69,7 +69,7 @@ class Trial:
             if stopped is None:
                 return True
             is_checked = stopped.executable and not self.machine.only_times
-            failure = self._check_on_crop(contender) if is_checked else None
+            failure = self._check_shrunk(contender) if is_checked else None
         except Exception as error:
             self._leave_out(contender, error)
         else:
@@ -115,21 +115,21 @@ class Trial:
                 calls[contender.name] = call
         return calls
 
-    def _check_on_crop(self, contender: Contender) -> str | None:
-        """What failed or why it could not be checked, or None. Equal crops are executed and recorded once."""
-        row = replace(self.row, subject=self.row.subject.cropped())
+    def _check_shrunk(self, contender: Contender) -> str | None:
+        """What failed or why it could not be checked, or None. Equal miniatures are executed and recorded once."""
+        row = replace(self.row, subject=self.row.subject.shrunk())
         problem = row.subject.problem
         if lacking := contender.lacks(problem, row.dtype, row.direction, self.machine.device):
-            return f"no GPU, and no check of the {problem.C}-channel crop for Triton's interpreter: {lacking}"
+            return f"no GPU, and no check of the {problem.C}-channel miniature for Triton's interpreter: {lacking}"
         key = (row.suite.name, problem, row.dtype, row.direction, contender.name)
-        if key not in self.machine.crops:
+        if key not in self.machine.miniatures:
             with float32_products(row.dtype):
                 work = row.work(self.machine.device)
                 errors = Checker(row.suite, work).errors(contender.build(work)())
             executed_by = "interpreter" if contender.engine == "triton" else "cpu"
             self._keep(contender, errors, executed_by, row.subject.sizes)
-            self.machine.crops[key] = failures(errors)
-        return self.machine.crops[key]
+            self.machine.miniatures[key] = failures(errors)
+        return self.machine.miniatures[key]
 
     # --- times ------------------------------------------------------------------------------------------
 

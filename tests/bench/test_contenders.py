@@ -1,4 +1,4 @@
-"""Every contender computes what its suite says, on a crop; Triton's in the interpreter without a GPU."""
+"""Every contender computes what its suite says, on a miniature; Triton's in the interpreter without a GPU."""
 
 from dataclasses import replace
 
@@ -9,14 +9,14 @@ from bench import test_conv, test_dirac_block, test_weight_prep
 from bench.accuracy import failures
 from bench.checker import Checker
 from bench.contenders import eager_weight, weight_norm_weight
-from bench.layers import crop, dirac_layers, layers
+from bench.layers import dirac_layers, layers, shrink
 from bench.suite import float32_products
 from triton_dirac.conv.problem import ConvProblem
 
 SUITES = (test_weight_prep.SUITE, test_conv.SUITE, test_dirac_block.SUITE)
 WIDENING = ConvProblem(2, 16, 5, 6, 24, 3, 3, padding=(1, 1, 1, 1))  # K > C: filters without an identity term
 NARROWING = ConvProblem(2, 24, 5, 6, 16, 3, 3, padding=(1, 1, 1, 1))
-STEM = crop(layers("DiracNet-18")[0].problem)
+STEM = shrink(layers("DiracNet-18")[0].problem)
 
 
 @pytest.mark.parametrize("problem", [WIDENING, NARROWING])

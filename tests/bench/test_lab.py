@@ -170,7 +170,7 @@ def test_what_cannot_run_here_is_listed_with_the_reason(lab):
     assert not [entry for entry in lab.results["accuracy"] if entry["contender"] == "cudnn"]
 
 
-def test_triton_without_a_gpu_is_checked_on_a_crop_and_not_timed(lab, sampled):
+def test_triton_without_a_gpu_is_checked_on_a_miniature_and_not_timed(lab, sampled):
     assert "no GPU" in reason_of(lab, "triton")
     (entry,) = accuracy(lab, "triton")
     assert entry["executed_by"] == "interpreter"
@@ -188,7 +188,7 @@ def test_triton_without_a_gpu_is_checked_on_a_crop_and_not_timed(lab, sampled):
     assert sampled == [["torch"]]
 
 
-def test_equal_crops_are_executed_and_recorded_once(lab):
+def test_equal_miniatures_are_executed_and_recorded_once(lab):
     other = replace(LAYER, counts={"DiracNet-28-5": 1}, problem=replace(PROBLEM, H=16, W=16))
     suite = replace(SUITE, subjects=lambda nets, batch: [LAYER, other], contenders=SUITE.contenders[6:8])
     for layer, executed in ((LAYER, 2), (other, 2)):
@@ -258,9 +258,9 @@ def test_what_a_contender_lacks_is_the_reason_wherever_it_is(lab):
     assert reason_of(lab, "lacking") == "has no such pass"
 
 
-def test_what_a_crop_cannot_check_is_said(lab, sampled):
+def test_what_a_miniature_cannot_check_is_said(lab, sampled):
     reason = reason_of(lab, "triton-wide")
-    assert reason == "no GPU, and no check of the 40-channel crop for Triton's interpreter: too narrow"
+    assert reason == "no GPU, and no check of the 40-channel miniature for Triton's interpreter: too narrow"
     assert accuracy(lab, "triton-wide") == []
 
 

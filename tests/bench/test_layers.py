@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from bench.layers import crop, dirac_layers, every_layer, layers
+from bench.layers import dirac_layers, every_layer, layers, shrink
 from bench.nets import NETS, register_net
 from triton_dirac.conv.problem import ConvProblem
 
@@ -109,7 +109,7 @@ def test_names_tell_layers_apart_and_every_layer_on_the_image_is_known(other_net
         "3x8x8-16 3x3", base, f"{base} /2", f"{base} /2x1", f"{base} g16", f"{base} d2", f"{base} p0",
     ]  # fmt: skip
     assert [(layer.count, layer.needs_input_grad) for layer in found] == [(2, False)] + [(1, True)] * 6
-    assert crop(found[4].problem).groups == 16
+    assert shrink(found[4].problem).groups == 16
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ def test_batch_replaces_the_published_one_but_is_not_taken_for_it():
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_crop_keeps_what_makes_a_layer_what_it_is(net):
+def test_a_miniature_keeps_what_makes_a_layer_what_it_is(net):
     for layer in layers(net):
-        whole, small = layer.problem, crop(layer.problem)
+        whole, small = layer.problem, shrink(layer.problem)
         assert small.N == 2
         assert tuple(map(min, (5, 6), (whole.P, whole.Q))) == (small.P, small.Q)
         assert max(small.K, small.C) <= 64
@@ -158,5 +158,5 @@ def test_crop_keeps_what_makes_a_layer_what_it_is(net):
             assert small.K * whole.C == whole.K * small.C
 
 
-def test_crop_of_160_channels_keeps_the_odd_tail():
-    assert crop(ConvProblem(128, 160, 32, 32, 160, 3, 3, padding=(1, 1, 1, 1))).C == 40
+def test_a_miniature_of_160_channels_keeps_the_odd_tail():
+    assert shrink(ConvProblem(128, 160, 32, 32, 160, 3, 3, padding=(1, 1, 1, 1))).C == 40

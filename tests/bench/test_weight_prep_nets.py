@@ -16,7 +16,7 @@ from bench.allocator import keep_freed_memory
 from bench.checker import Checker
 from bench.lab import Lab
 from bench.net_contenders import NET_WEIGHT_PREP, PLAIN
-from bench.net_weights import CROPPED_CHANNELS, WHOLE_NETS, NetWeights, shapes, whole_nets
+from bench.net_weights import SHRUNK_CHANNELS, WHOLE_NETS, NetWeights, shapes, whole_nets
 from bench.obstacles import obstacle
 from bench.options import Selection
 from bench.suite import Row
@@ -43,9 +43,9 @@ def work(direction="forward_backward", dtype="float32", of=SMALL, device=CPU):
 def test_nets_have_the_published_layers(net, layers, weights):
     (subject,) = whole_nets([net, "RepVGG-A0"])
     assert subject.sizes == {"layers": layers, "weights": weights}
-    cropped = subject.cropped()
-    assert cropped.sizes["layers"] == layers
-    assert max(max(shape[:2]) for shape in cropped.problem) <= CROPPED_CHANNELS
+    shrunk = subject.shrunk()
+    assert shrunk.sizes["layers"] == layers
+    assert max(max(shape[:2]) for shape in shrunk.problem) <= SHRUNK_CHANNELS
 
 
 @pytest.mark.parametrize("direction", SUITE.passes)
@@ -186,7 +186,7 @@ def test_what_is_wrong_is_not_timed():
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, not interpreted")
-def test_triton_is_checked_on_a_crop_and_counted_on_the_whole():
+def test_triton_is_checked_on_a_miniature_and_counted_on_the_whole():
     lab = Lab(Selection(contenders=("triton-one-launch",)), CPU)
     with pytest.raises(pytest.skip.Exception, match="no GPU"):
         run(lab, "triton-one-launch", "forward_backward")
