@@ -45,7 +45,6 @@ def with_the_identity_apart(work: Work) -> Results:
     """As the split form does it, in operations of torch. Batch-norm's gradients are small differences of what was
     rounded: in bfloat16 alpha's is off by 1 % of the largest, and by half or twice as much where the identity's term is
     added to the convolution's result and not to its filters."""
-
     return _block(work, partial(convolution_and_identity, **work.geometry))
 
 

@@ -1,4 +1,7 @@
-"""Configs that nobody has tuned, held against what a GPU took for all of them: the timings that are published."""
+"""Configs that nobody has tuned, held against what a GPU took for all of them: the timings that are published.
+
+A run of its own, of layers that the cost model's constants were fitted to in an earlier one (``conv.cycles``).
+"""
 
 import json
 import math
