@@ -1,10 +1,12 @@
 """The times of several calls that do the same: few samples of all, more of the best few (successive halving).
 
 A sample is the lab's (``device_time``): cold L2, behind a queue that hides the host. On an H200 it costs about 0.5 ms:
-0.1 to clear the L2, 0.2 to 0.4 for the host to queue the call, and the kernel. 24 candidates take 24 * 3 + 8 * 5 + 3 *
-15 = 157 samples, 0.08 s, and 24 * 0.01 s to load each kernel and run it once. Measured there, over 17 layers with 52
-configs each: three passes took 2.9 s, cuDNN's search among all its plans included, and 3 s more where all had yet to be
-compiled (``compile_ahead``, 16 cores). Of those configs two in five are no longer tried (``conv.cycles.promising``).
+0.1 to clear the L2, 0.2 to 0.4 for the host to queue the call, and the kernel. Beside it a candidate costs 13 ms: 3 to
+look it up in Triton's cache, 10 to load it and run it once. Of 24 candidates that is 24 * 3 + 8 * 5 + 3 * 15 = 157
+samples, 0.08 s, and 24 * 0.013 = 0.3 s. A 16-bit layer has 11 candidates a pass (``conv.cycles.promising``; 537 of 51
+problems): 118 samples and 11 * 0.013 s, 0.2 s, so 0.6 s for its three passes where all are compiled. Measured there
+with 17 candidates a pass, by the same sum 0.9 s, three passes took 2.9 s, which leaves 2 s (not timed apart) to cuDNN's
+search among all its plans, made where ``torch.backends.cudnn.benchmark`` is on. Compiling took 3 s more (16 cores).
 ``BUDGET`` bounds the samples of slow problems.
 
 A candidate that fails costs only itself. What fails for good, because it does not compile or needs more than the GPU

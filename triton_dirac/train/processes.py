@@ -70,7 +70,9 @@ def joined(device: str | None = None) -> Iterator[Processes]:
     if own.type == "cuda":
         torch.cuda.set_device(own)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    processes = Processes(own, dist.get_rank(), dist.get_world_size())
     try:
-        yield Processes(own, dist.get_rank(), dist.get_world_size())
+        yield processes
+        processes.wait()  # whoever closes its connections while another still talks may have that one aborted
     finally:
         dist.destroy_process_group()
