@@ -2,7 +2,8 @@
 
 A mutant is one kernel file, or the tolerance rule, with one change: an operator, a comparison, a constant, a mask, the
 branches of a choice, a branch left out. It is killed if a test fails. Each file has a selection of tests that launch
-it, less than all; mutants that live through it are listed, for a person to judge.
+it, less than all. What lives through it asks for a test, unless the changed program computes the same: ``SAME`` says
+of which and why. Those are told apart, and the share of the others that are killed decides.
 
 mutmut and cosmic-ray put all mutants of a function behind a switch, or mutate what is imported; Triton reads a kernel's
 source from its file, so the file itself has to change. Here that is done in a copy of the project, and each mutant runs
@@ -13,8 +14,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import compileall
+import gc
 import os
+import py_compile
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 FPROP, DGRAD, WGRAD = (f"tests/conv/test_{name}.py" for name in ("fprop", "dgrad", "wgrad"))
@@ -45,6 +50,11 @@ TESTS = {
 }
 GOAL = 0.95
 
+# Why a mutant that lives computes the same, by what "file: its line in the source: before -> after" holds.
+SAME = {
+    r"multiple_of|max_constancy|if ALIGNED:": "a hint to the compiler, which the interpreter has not",
+}
+
 OPERATORS: dict[type, type] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mod,
     ast.Mod: ast.FloorDiv, ast.LShift: ast.RShift, ast.RShift: ast.LShift, ast.BitAnd: ast.BitOr,
@@ -57,12 +67,19 @@ FUNCTIONS = {"minimum": "maximum", "maximum": "minimum", "min": "max", "max": "m
 class Mutant(NamedTuple):
     file: str
     line: int
+    code: str  # the line as it was
     before: str
     after: str
     source: str  # of the whole file
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.before} -> {self.after}"
+
+    @property
+    def same(self) -> str:
+        """Why it computes what the original computes; "" if it is not known to."""
+        said = f"{self.file}: {self.code}: {self.before} -> {self.after}"
+        return next((why for pattern, why in SAME.items() if re.search(pattern, said)), "")
 
 
 def mutants(file: str, root: Path = ROOT) -> list[Mutant]:
@@ -85,7 +102,7 @@ def mutants(file: str, root: Path = ROOT) -> list[Mutant]:
                     end = starts[place.end_lineno - 1] + place.end_col_offset
                     before = raw[begin:end].decode()
                     mutated = (raw[:begin] + text.encode() + raw[end:]).decode()
-                    found.append(Mutant(file, place.lineno, before, text, mutated))
+                    found.append(Mutant(file, place.lineno, lines[place.lineno - 1].strip(), before, text, mutated))
     return list(dict.fromkeys(found))
 
 
@@ -130,6 +147,13 @@ def _text(node: ast.expr) -> str:
     return f"({ast.unparse(node)})"
 
 
+class Mixed:
+    """A plugin of pytest: tests in one order drawn once, so that among the first there are some of each kind."""
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        random.Random(0).shuffle(items)
+
+
 class Runner:
     """A copy of the project, and forks of this process that run tests in it."""
 
@@ -141,12 +165,15 @@ class Runner:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target)
         self.folder = folder
-        os.environ["TRITON_INTERPRET"] = "1"
+        # By the source's hash: a mutant is never taken for the original, whose time and size it may have.
+        compileall.compile_dir(folder, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+        os.environ |= {"TRITON_INTERPRET": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         sys.dont_write_bytecode = True
-        import hypothesis  # noqa: F401 -- what every fork needs
-        import pytest  # noqa: F401
+        import pytest  # noqa: F401 -- what every fork needs
         import torch  # noqa: F401
         import triton.language  # noqa: F401
+
+        gc.freeze()  # forks need not search what they share for garbage
 
     def run(self, tests: tuple[str, ...], limit: float) -> tuple[str, float]:
         """("passed", "killed" or "hangs", seconds)"""
@@ -175,7 +202,7 @@ class Runner:
                 for name in [name for name in sys.modules if name.split(".")[0] in ("triton_dirac", "tests", "bench")]:
                     del sys.modules[name]
                 sys.path[:] = [str(self.folder), *(p for p in sys.path if p not in ("", str(ROOT)))]
-                code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])
+                code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[Mixed()])
         finally:
             os._exit(int(code))
 
@@ -212,19 +239,21 @@ def main(arguments: list[str] | None = None) -> int:
                 if outcome != "passed":
                     print((Path(folder) / "log").read_text()[-3000:])
                     parser.exit(2, f"{file}: the tests fail without a change\n")
-            killed = 0
+            killed = same = 0
             for mutant in random.Random(f"{options.seed} {file}").sample(every, size):
                 outcome, took = runner.try_mutant(mutant, tests, 4 * seconds[tests] + 30)
-                killed += outcome != "passed"
-                said = "LIVES " if outcome == "passed" else outcome
-                print(f"{said} {took:5.1f} s  {mutant}", flush=True)
-            counts[file] = [len(every), size, killed]
-    print("| file | mutants | tried | killed |\n|---|---|---|---|")
+                lives = outcome == "passed"
+                killed += not lives
+                same += lives and mutant.same != ""
+                said = (mutant.same and "same") or "LIVES" if lives else outcome
+                print(f"{said:6} {took:5.1f} s  {mutant}" + lives * (mutant.same and f" ({mutant.same})"), flush=True)
+            counts[file] = [len(every), size, killed, same]
+    print("| file | mutants | tried | killed | the same |\n|---|---|---|---|---|")
     for file, numbers in counts.items():
         print(f"| {file} | {' | '.join(map(str, numbers))} |")
-    tried, killed = (sum(numbers[i] for numbers in counts.values()) for i in (1, 2))
-    print(f"{killed} of {tried} killed: {killed / tried:.1%}")
-    return int(killed < GOAL * tried)
+    tried, killed, same = (sum(numbers[i] for numbers in counts.values()) for i in (1, 2, 3))
+    print(f"{killed} of {tried} killed: {killed / tried:.1%}; {same} compute the same")
+    return int(killed < GOAL * (tried - same))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,6 +40,11 @@ def check(problem, config, device, dtype=torch.float32, activation=None, precisi
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gather(name, device):
     check(PROBLEMS[name], GATHER, device)
+
+
+def test_a_step_wider_than_the_sum(device):
+    """The mask of what lies beyond the last tap may not be a bit that no integer has."""
+    check(ConvProblem(1, 1, 4, 5, 3, 3, 3, padding=ONE), replace(GATHER, block_k=64), device)
 
 
 @pytest.mark.parametrize("name", BATCHED)

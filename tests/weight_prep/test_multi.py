@@ -28,12 +28,13 @@ def _poisoned_outputs(monkeypatch):
     monkeypatch.setattr(Flat, "empty", lambda self, device: original(self, device).fill_(0xFF))
 
 
-def layer(*shape, dtype=torch.float32, last=False, shared=False):
+def layer(*shape, dtype=torch.float32, last=False, shared=False, narrow=False):
+    """Weight, alpha and beta; ``narrow``: alpha and beta have the weight's dtype, and not that of sums."""
     count = 1 if shared else shape[0]
-    wide = torch.promote_types(dtype, torch.float32)
+    scales = dtype if narrow else torch.promote_types(dtype, torch.float32)
     weight = torch.randn(shape).to(dtype)
     weight = weight.movedim(1, -1).contiguous().movedim(-1, 1) if last else weight
-    return weight, torch.randn(count, dtype=wide), torch.randn(count, dtype=wide)
+    return weight, torch.randn(count).to(scales), torch.randn(count).to(scales)
 
 
 def mixed(device):
@@ -46,6 +47,8 @@ def mixed(device):
         layer(2, 911, 3, 3, last=True),
         layer(140, 16, 3, 3, shared=True),
         layer(6, 129, 1),
+        layer(5, 4, 3, dtype=torch.bfloat16, narrow=True),
+        layer(6, 4, 3, dtype=torch.bfloat16, narrow=True, shared=True),
     ]
     layers[0][0][1] = 0
     layers[6][0][2] *= 1e18

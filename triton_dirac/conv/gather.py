@@ -119,7 +119,7 @@ def sum_taps_fastest(
 
 @triton.jit
 def sum_flat(
-    acc, source_row, weight_row, weight_k, outside, source_a, source_b, weight_a, weight_b,
+    acc, source_row, weight_row, weight_k, outside, source_a, source_b, weight_b,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     N_CONTIGUOUS: tl.constexpr, MASKED: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
     WIDEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LOOKAHEAD: tl.constexpr,
@@ -272,7 +272,7 @@ def gather_gemm(
     else:
         acc = sum_flat(
             acc, source_row, weight_row, weight_k, outside,
-            source_a, STEP_W * PIXEL, SIGN * TAP_H * S * TAP, SIGN * TAP_W * TAP,
+            source_a, STEP_W * PIXEL, SIGN * TAP_W * TAP,
             C, K, R, S, N_CONTIGUOUS, MASKED, OFFSET, PRECISION, WIDEN, BLOCK_N, BLOCK_K, LOOKAHEAD,
         )  # fmt: skip
     # Geometry that is cheap to form again need not outlive the loop, where it would cost registers.
