@@ -55,7 +55,7 @@ KNOWN = ", ".join(map(repr, ACTIVATIONS))
             r"beta must be on weight's device (cpu|cuda:0), got meta",
         ),
         ({"input": IMAGE.to("meta")}, ValueError, r"weight must be on input's device meta, got (cpu|cuda:0)"),
-        ({"stride": 0}, ValueError, r"stride must be a positive integer or a pair of them, got 0"),
+        ({"stride": 0}, ValueError, r"stride must be a positive integer below 2 \*\* 31 or a pair of them, got 0"),
         ({"stride": (1, 2, 3)}, ValueError, r"stride must be .* got \(1, 2, 3\)"),
         ({"dilation": 0}, ValueError, r"dilation must be a positive integer"),
         ({"padding": -1}, ValueError, r"padding must be a non-negative integer .* got -1"),

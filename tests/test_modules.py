@@ -65,12 +65,12 @@ def test_official_constructor_order(dims):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"in_channels": 0}, ValueError, "in_channels must be a positive integer, got 0"),
-        ({"out_channels": 6.0}, ValueError, "out_channels must be a positive integer, got 6.0"),
+        ({"in_channels": 0}, ValueError, r"in_channels must be a positive integer below 2 \*\* 31, got 0"),
+        ({"out_channels": 6.0}, ValueError, r"out_channels must be a positive integer below 2 \*\* 31, got 6.0"),
         (
             {"kernel_size": 0},
             ValueError,
-            "kernel_size must be a positive integer or a tuple of 2 of them, got 0",
+            r"kernel_size must be a positive integer below 2 \*\* 31 or a tuple of 2 of them, got 0",
         ),
         ({"kernel_size": (3, 3, 3)}, ValueError, r"kernel_size must be .* got \(3, 3, 3\)"),
         ({"stride": (1, 0)}, ValueError, r"stride must be a positive integer .* got \(1, 0\)"),
@@ -78,11 +78,11 @@ def test_official_constructor_order(dims):
         (
             {"padding": -1},
             ValueError,
-            "padding must be a non-negative integer or a tuple of 2 of them, got -1",
+            r"padding must be a non-negative integer below 2 \*\* 31 or a tuple of 2 of them, got -1",
         ),
         ({"padding": "full"}, ValueError, "padding must be .* 'same' or 'valid', got 'full'"),
         ({"padding": "same", "stride": 2}, ValueError, "padding='same' needs stride 1, got stride 2"),
-        ({"groups": 0}, ValueError, "groups must be a positive integer, got 0"),
+        ({"groups": 0}, ValueError, r"groups must be a positive integer below 2 \*\* 31, got 0"),
         ({"groups": 4}, ValueError, "groups must divide out_channels, got groups=4 and out_channels=6"),
         ({"groups": 3}, ValueError, "groups must divide in_channels, got groups=3 and in_channels=4"),
         ({"bias": 1}, TypeError, "bias must be True or False, got 1; the positional arguments are"),

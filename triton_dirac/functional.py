@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
-from triton_dirac import checks
-from triton_dirac.checks import IntOrPair, check_call, check_dirac_arguments, check_per_filter, spelled
+from triton_dirac import checks, exact
+from triton_dirac.checks import check_call, check_dirac_arguments, check_per_filter
 from triton_dirac.conv import torch_backend as conv_torch
+from triton_dirac.exact import IntOrPair, spelled
 from triton_dirac.runtime.signature_cache import SignatureCache
 from triton_dirac.runtime.tracing import autocast_dtype, is_observed, is_plain, is_transformed
 from triton_dirac.weight_prep import cpu as cpu_prep
@@ -79,7 +80,7 @@ def dirac_weight(
     if others := checks.stand_ins(checks.LAYER, layer):
         how: Any = {"dtype": dtype, "memory_format": memory_format, "groups": groups, "backend": backend}
         return _hand_over(dirac_weight, others, *layer, eps=eps, identity=identity, **how)
-    eps, identity, groups = checks.exact_preparation(eps, identity, groups)
+    eps, identity, groups = exact.exact_preparation(eps, identity, groups)
     key = (eps, identity, dtype, memory_format, groups, backend)
     known = None if is_observed() else _ways.find(key, layer)
     if known is None:
@@ -127,9 +128,8 @@ def dirac_weights(
     Raises:
         As ``dirac_weight``; messages begin with the layer's index.
     """
-    layers = list(layers)
-    checks.check_layers(layers)
-    eps, identity, of_layers = checks.exact_preparation(eps, identity, groups, of_layers=True)
+    layers = checks.listed_layers(layers)
+    eps, identity, of_layers = exact.exact_preparation(eps, identity, groups, of_layers=True)
     tensors = [tensor for layer in layers for tensor in layer]
     key = (len(layers), eps, identity, dtype, memory_format, of_layers, backend)
     known = None if is_observed() else _ways.find(key, tensors)
@@ -179,6 +179,9 @@ def _way_of(layers: Any, eps: Any, dtype: Any, memory_format: Any, groups: Any, 
 
 
 def _by_cpu_kernels(layers: Sequence[Sequence[Tensor]], way: _Way, eps: float, identity: bool) -> list[Tensor]:
+    for layer in layers:
+        for name, tensor in zip(checks.LAYER, layer, strict=True):
+            checks.check_allocated(name, tensor)
     prepared = cpu_prep.dirac_weights(layers, way.net, eps=eps, identity=identity)  # type: ignore[arg-type]
     return [
         tensor.to(dtype).contiguous(memory_format=layout)
@@ -232,7 +235,7 @@ def conv2d(
     how: dict[str, Any] = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
     if others := checks.stand_ins(checks.CONV, (input, weight), (bias, alpha)):
         return _hand_over(conv2d, others, input, weight, bias, stride, padding, dilation, groups, **how)
-    stride, padding, dilation, groups = checks.exact_geometry(stride, padding, dilation, groups)
+    stride, padding, dilation, groups = exact.exact_geometry(stride, padding, dilation, groups)
     args: Any = (bias, stride, padding, dilation, groups)
     if input.dim() == 3:
         return conv2d(input.unsqueeze(0), weight, *args, **how).squeeze(0)
@@ -293,8 +296,8 @@ def dirac_conv2d(
     how: Any = {"form": form, "eps": eps, "activation": activation, "precision": precision, "backend": backend}
     if others := checks.stand_ins(checks.DIRAC, (input, weight, alpha, beta), (bias,)):
         return _hand_over(dirac_conv2d, others, *tensors, stride, padding, dilation, groups, **how)
-    eps = checks.exact_eps(eps)
-    stride, padding, dilation, groups = checks.exact_geometry(stride, padding, dilation, groups)
+    eps = exact.exact_eps(eps)
+    stride, padding, dilation, groups = exact.exact_geometry(stride, padding, dilation, groups)
     args = (weight, alpha, beta, bias, stride, padding, dilation, groups)
     if input.dim() == 3:
         return dirac_conv2d(input.unsqueeze(0), *args, **how).squeeze(0)
@@ -327,9 +330,12 @@ def dirac_conv2d(
 def _ready(tensor: Tensor, dtype: torch.dtype | None, backend: str) -> Tensor:
     """The image or filter bank as the kernels take it: cast if autocast asks for ``dtype``, and channels-last where
     Triton's may run. The backward takes the copy, too."""
+    plain = is_plain(tensor)
+    if tensor.layout is not torch.strided or (plain and checks.is_freed(tensor)):  # these are refused next, by name
+        return tensor
     if dtype is not None:
         tensor = tensor.to(dtype)
-    if not is_plain(tensor) or tensor.layout is not torch.strided:  # the latter is refused next, by name
+    if not plain:
         return tensor
     may_launch = backend == "triton" or (backend == "auto" and tensor.is_cuda)
     if may_launch and tensor.dim() == 4 and tensor.dtype in TRITON_DTYPES:

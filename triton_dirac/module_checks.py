@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from triton_dirac.checks import as_index, as_indices
+from triton_dirac.exact import BEYOND, as_index, as_indices
 
 Sizes = tuple[int, ...]
 
@@ -35,8 +35,8 @@ def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
 
 def positive_integer(name: str, value: Any) -> int:
     number = as_index(value)
-    if number is None or number < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    if number is None or not 1 <= number < BEYOND:
+        raise ValueError(f"{name} must be a positive integer below 2 ** 31, got {value!r}")
     return number
 
 
@@ -73,9 +73,9 @@ def _sizes(name: str, value: Any, dims: int, least: int) -> Sizes:
     number = as_index(value)
     given = as_indices(value) if number is None else (number,)
     sizes = given * dims if given is not None and len(given) == 1 else given
-    if sizes is None or len(sizes) != dims or not all(size is not None and size >= least for size in sizes):
+    if sizes is None or len(sizes) != dims or not all(size is not None and least <= size < BEYOND for size in sizes):
         kind = "positive" if least else "non-negative"
-        raise ValueError(f"{name} must be a {kind} integer or a tuple of {dims} of them, got {value!r}")
+        raise ValueError(f"{name} must be a {kind} integer below 2 ** 31 or a tuple of {dims} of them, got {value!r}")
     return sizes  # type: ignore[return-value]
 
 

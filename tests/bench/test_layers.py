@@ -117,8 +117,8 @@ def test_names_tell_layers_apart_and_every_layer_on_the_image_is_known(other_net
     [
         (("DiracNet-18", nn.Identity, 8, 4), "a net named 'DiracNet-18' is registered already"),
         (("a,b", nn.Identity, 8, 4), "without commas, got 'a,b'"),
-        (("new", nn.Identity, 0, 4), "image_size must be a positive integer, got 0"),
-        (("new", nn.Identity, 8, 2.5), "batch must be a positive integer, got 2.5"),
+        (("new", nn.Identity, 0, 4), r"image_size must be a positive integer below 2 \*\* 31, got 0"),
+        (("new", nn.Identity, 8, 2.5), r"batch must be a positive integer below 2 \*\* 31, got 2.5"),
     ],
 )
 def test_mistakes_in_registering_a_net_are_named(given, message):

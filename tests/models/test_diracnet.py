@@ -65,9 +65,9 @@ def test_layer_tables(net, size, batch, gflop, dirac_weights, dirac_layers):
     "make, message",
     [
         (lambda: diracnet(27, 1), r"depth must be 6n \+ 4 .* got 27"),
-        (lambda: diracnet(16, 0), "width must be a positive integer, got 0"),
-        (lambda: diracnet(16, 1, 0), "num_classes must be a positive integer, got 0"),
-        (lambda: diracnet18(-1), "num_classes must be a positive integer, got -1"),
+        (lambda: diracnet(16, 0), r"width must be a positive integer below 2 \*\* 31, got 0"),
+        (lambda: diracnet(16, 1, 0), r"num_classes must be a positive integer below 2 \*\* 31, got 0"),
+        (lambda: diracnet18(-1), r"num_classes must be a positive integer below 2 \*\* 31, got -1"),
     ],
 )
 def test_wrong_arguments(make, message):

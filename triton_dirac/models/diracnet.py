@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from triton_dirac.checks import as_index
+from triton_dirac.exact import as_index
 from triton_dirac.module_checks import positive_integer
 from triton_dirac.modules import DiracConv2d
 

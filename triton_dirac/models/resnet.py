@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from triton_dirac.checks import as_index
+from triton_dirac.exact import as_index
 from triton_dirac.models.diracnet import groups_of
 from triton_dirac.module_checks import positive_integer
 

@@ -55,6 +55,8 @@ class Planned:
         if is_watched():
             return None
         given = [tensor for tensor in tensors if tensor is not None]
+        if given[0].is_nested:  # it has no shape
+            return None
         plans = self._plans.find(_key(given, options), given)  # its guard tells of tracers and transforms
         if plans is None:
             return None
@@ -70,6 +72,11 @@ class Planned:
         Not in a capture, where picks are not settled.
         """
         given = [tensor for tensor in tensors if tensor is not None]
+        for tensor in given:
+            if not data_ptr(tensor) and tensor.numel() and not tensor.is_meta:
+                raise ValueError(
+                    f"the storage of a tensor of {tuple(tensor.shape)} was freed: a kernel would read at 0"
+                )
         plan = Plan(tensors)
         outputs = self._function(plan, *plan.given, *settings)
         plan.finish(outputs)
@@ -111,8 +118,9 @@ def _key(given: Sequence[Tensor], options: Hashable) -> tuple:
 
 
 def _odd(addresses: list[int]) -> tuple[bool, ...]:
-    """Which are not aligned, if any; other kernels are compiled, and other ones taken, for them."""
+    """Which are not aligned, if any; other kernels are compiled, and other ones taken, for them. And which are 0: of
+    tensors without elements, and of freed ones, which no plan is kept for."""
     for address in addresses:
-        if address % ALIGNMENT:
-            return tuple([address % ALIGNMENT != 0 for address in addresses])
+        if address % ALIGNMENT or not address:
+            return tuple([address % ALIGNMENT != 0 or not address for address in addresses])
     return ()

@@ -46,6 +46,9 @@ class SignatureCache(Generic[Value]):
             alike = self._values[key]
         except (KeyError, TypeError):  # a list among the options has no hash
             return None
+        for tensor in tensors:
+            if tensor.is_nested:  # a guard asks for its strides, and that ends the process
+                return None
         for is_like, value in alike:
             if is_like(*tensors):
                 return value
