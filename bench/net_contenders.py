@@ -17,7 +17,7 @@ from torch import Tensor
 import triton_dirac
 from bench.compiled import compiled_for_all_sizes
 from bench.contenders import delta_of, eager_weight, weight_norm_weight
-from bench.suite import Build, Contender, Results, Work
+from bench.suite import GRAPH, Build, Contender, Results, Work
 from triton_dirac.weight_prep.net_node import LayerTensors
 
 Prepare = Callable[[Sequence[LayerTensors]], Sequence[Tensor]]
@@ -90,6 +90,11 @@ def replayed(build: Build) -> Build:
     return build_graph
 
 
+def graphed(contender: Contender) -> Contender:
+    """The same by another name, replayed."""
+    return replace(contender, name=contender.name + GRAPH, build=replayed(contender.build), graph=True)
+
+
 def normalize_weight(
     weight: Tensor, alpha: Tensor, beta: Tensor, dtype: torch.dtype, layout: torch.memory_format
 ) -> Tensor:
@@ -144,9 +149,5 @@ PLAIN = (
     Contender("triton-one-launch", "triton", _build(_one_launch("triton"))),
     Contender("auto", "eager", _build(_one_launch("auto"))),
 )
-GRAPHED = tuple(
-    replace(known, name=f"{known.name}-graph", build=replayed(known.build), graph=True)
-    for known in PLAIN
-    if known.name != "auto"
-)
+GRAPHED = tuple(graphed(known) for known in PLAIN if known.name != "auto")
 NET_WEIGHT_PREP = (*PLAIN, *GRAPHED)

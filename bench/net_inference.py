@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import triton_dirac
-from bench.net_contenders import replayed
+from bench.net_contenders import graphed
 from bench.net_training import LAST, Training, build_net, by_definition, mixed, official, weight_norm
 from bench.nets import convolutions
 from bench.suite import Build, Contender, Results, Work
@@ -56,15 +56,16 @@ def _on_a_cpu(problem: Training, dtype: str, direction: str, device: torch.devic
     return "no GPU: torch.compile takes a CPU minutes for a whole net" if device.type == "cpu" else None
 
 
-NET_INFERENCE = (
+EAGER = (
     Contender("reference", "eager", _inference(official)),
     Contender("weight_norm", "eager", _inference(weight_norm)),
     Contender("DiracConv2d", "eager", _inference(None)),
     Contender("prepared", "eager", _inference(None, one_launch=True)),
     Contender("folded", "eager", _inference(None, folded=True)),
-    Contender("reference-graph", "eager", replayed(_inference(official)), graph=True),
-    Contender("prepared-graph", "eager", replayed(_inference(None, one_launch=True)), graph=True),
-    Contender("folded-graph", "eager", replayed(_inference(None, folded=True)), graph=True),
+)
+NET_INFERENCE = (
+    *EAGER,
+    *(graphed(known) for known in EAGER if known.name in ("reference", "prepared", "folded")),
     Contender("reference-compile", "compile", _inference(official, compiled=True), _on_a_cpu),
     Contender("DiracConv2d-compile", "compile", _inference(None, compiled=True), _on_a_cpu),
     Contender("folded-compile", "compile", _inference(None, compiled=True, folded=True), _on_a_cpu),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import triton_dirac
 from bench.contenders import convolution_and_identity, delta_of, eager_weight, weight_norm_weight
-from bench.net_contenders import replayed
+from bench.net_contenders import graphed
 from bench.nets import NETS, convolutions, structure
 from bench.peak_memory import peak_bytes
 from bench.suite import Build, Contender, Results, Work
@@ -267,14 +267,15 @@ def _on_a_cpu(problem: Training, dtype: str, direction: str, device: torch.devic
     return "no GPU: torch.compile takes a CPU minutes for a whole net" if device.type == "cpu" else None
 
 
-TRAINING_STEP = (
+EAGER = (
     Contender("reference", "eager", _step(official)),
     Contender("weight_norm", "eager", _step(weight_norm)),
     Contender("DiracConv2d", "eager", _step(None)),
     Contender("prepared", "eager", _step(None, one_launch=True)),
-    Contender("reference-graph", "eager", replayed(_step(official)), graph=True),
-    Contender("weight_norm-graph", "eager", replayed(_step(weight_norm)), graph=True),
-    Contender("prepared-graph", "eager", replayed(_step(None, one_launch=True)), graph=True),
+)
+TRAINING_STEP = (
+    *EAGER,
+    *(graphed(known) for known in EAGER if known.name != "DiracConv2d"),
     Contender("reference-compile", "compile", _step(official, compiled=True), _on_a_cpu),
     Contender("DiracConv2d-compile", "compile", _step(None, compiled=True), _on_a_cpu),
 )

@@ -82,6 +82,7 @@ class Work:
         return replace(self, inputs=changed)
 
 
+GRAPH = "-graph"  # ends the names of what replays a CUDA graph: compared with the baseline's own graph
 Results = tuple[Value, ...]
 Build = Callable[[Work], Callable[[], Results]]
 Lacks = Callable[[Any, str, str, torch.device], str | None]

@@ -82,7 +82,7 @@ def compared(
     Raises ReportError: no row is on both sides.
     """
     measure = old.baselines if relative else {}
-    both = [row for row in old.rows if row in new.rows and row.contender != measure.get(row.suite)]
+    both = [row for row in old.rows if row in new.rows and not (relative and row == beside(row, measure))]
     if not both:
         raise ReportError(
             f"{old.name} and {new.name} have no row in common that can be compared, of {len(old.rows)} and "
@@ -116,8 +116,13 @@ def compared(
 
 def _relative(side: Side, row: Row, measure: dict[str, str]) -> Logs:
     """The row's times relative to its suite's baseline, in processes that timed both."""
-    beside = side.rows.get(row._replace(contender=measure[row.suite]))
-    return side.rows[row].relative_to(beside) if beside else {}
+    measured = side.rows.get(beside(row, measure))
+    return side.rows[row].relative_to(measured) if measured else {}
+
+
+def beside(row: Row, measure: dict[str, str]) -> Row:
+    """Its suite's baseline on the same layer: what a relative time is a multiple of."""
+    return row._replace(contender=verdict.against(row.contender, measure[row.suite]))
 
 
 def _incomparable(old: Timed, new: Timed, across: bool) -> str:

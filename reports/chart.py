@@ -1,14 +1,12 @@
 """One kind of chart, the strip plot: a row for each contender, a mark for each measurement, nothing averaged
-away. Drawn by matplotlib as SVG or PNG; :func:`inline` fits an SVG into the page and its theme.
+away. Drawn by matplotlib as SVG or PNG.
 
-Colour is never alone: every kind of mark has its own shape. Palette: Okabe and Ito's, darkened for text.
+Colour is never alone: every kind of mark has its own shape.
 """
 
 from __future__ import annotations
 
-import html
 import io
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +17,7 @@ import numpy as np
 from reports import verdict
 from reports.drawing import Axes, Figure, Line2D, plain
 from reports.intervals import Estimate
-
-INK, MUTED, RULE, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
-GOOD, BAD, EVEN = "#0072b2", "#c24e00", "#6e7781"
-# Inside the page the colours follow the theme: each becomes the CSS variable of this name.
-THEME = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", GOOD: "good", BAD: "bad", EVEN: "even"}
+from reports.svg import BAD, EVEN, GOOD, INK, MUTED, PAPER, RULE, Marks, document
 
 # kind of mark: (marker, colour, filled)
 MARKS = {
@@ -70,14 +64,8 @@ class Chart:
 
 def svg(*charts: Chart, narrow: bool = False) -> str:
     """The charts as one SVG document, the same bytes for the same charts."""
-    out = io.StringIO()
     with plain(RC):
-        nobody = {"Date": None, "Creator": None}
-        _draw(charts, narrow).savefig(out, format="svg", metadata=nobody, facecolor=PAPER)
-    lines = (line.strip() for line in out.getvalue().splitlines())
-    title, text = map(html.escape, described(charts))
-    said = f"\n<title>{title}</title>\n<desc>{text}</desc>"
-    return _MARKERS.sub(_slim, re.sub("<svg[^>]*>", lambda tag: tag[0] + said, "\n".join(lines), count=1) + "\n")
+        return document(_draw(charts, narrow), *described(charts))
 
 
 def png(*charts: Chart, dpi: int = 160) -> bytes:
@@ -101,35 +89,6 @@ def described(charts: Sequence[Chart]) -> tuple[str, str]:
 
 def _end(row: Row, unit: str) -> str:
     return row.text or (f"{row.centre.value:.2f}{unit}" if row.centre else "")
-
-
-def inline(document: str, name: str) -> str:
-    """An SVG for the page: no prologue, ids made unique, colours from the theme, title and text for readers."""
-    body = document[document.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
-    body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
-    for part in ("title", "desc"):
-        body = body.replace(f"<{part}>", f'<{part} id="{name}-{part}">', 1)
-    for colour, variable in THEME.items():
-        body = body.replace(colour, f"var(--{variable})")
-    # Sizes in points would not shrink on a phone; the view box keeps the proportions.
-    opening, rest = body.split(">", 1)
-    opening = re.sub(r'\s(?:width|height|version|xmlns(?::xlink)?)="[^"]*"', "", opening)
-    rest = rest.replace("xlink:href", "href")
-    return f'{opening} role="img" aria-labelledby="{name}-title {name}-desc">{rest}'
-
-
-_MARKERS = re.compile(r"<g>\n((?:<use [^>]*/>\n)+)</g>")
-
-
-def _slim(match: re.Match[str]) -> str:
-    """Markers that share a style state it once, at a tenth of a point: a third of the bytes."""
-    styles = set(re.findall(r' style="[^"]*"', match[1]))
-    uses = re.sub(r' (x|y)="(-?\d+\.\d)\d*"', r' \1="\2"', match[1])
-    if len(styles) != 1:
-        return f"<g>\n{uses}</g>"
-    (style,) = styles
-    return f"<g{style}>\n{uses.replace(style, '')}</g>"
 
 
 def _draw(charts: Sequence[Chart], narrow: bool) -> Figure:
@@ -215,12 +174,11 @@ def _draw_row(
     for kind in dict.fromkeys(kind for _, kind in row.points):
         marker, colour, filled = MARKS[kind]
         chosen = [index for index, (_, of) in enumerate(row.points) if of == kind]
-        axes.plot(
-            values[chosen], middle + spread[chosen], marker,
-            ms=4.2, color=colour, mfc=colour if filled else PAPER, mec=colour, mew=0.8 if not filled else 0.0,
-            alpha=0.62 if filled and marker != "X" else 1.0, clip_on=False,
-            zorder=2.5 if marker == "X" else 2,
+        marks = Marks(
+            values[chosen], middle + spread[chosen], marker, colour, filled=filled, size=4.2,
+            alpha=0.62 if filled and marker != "X" else 1.0, clip_on=False, zorder=2.5 if marker == "X" else 2,
         )  # fmt: skip
+        axes.add_line(marks)
     if row.centre is not None and np.isfinite(row.centre.value):
         if row.centre.has_interval:
             axes.plot([row.centre.low, row.centre.high], [middle] * 2, color=INK, lw=2.2, zorder=3)

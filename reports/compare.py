@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reports import arguments, files, render, terminal, verdict
-from reports.changes import FEWEST, PROCESSES, RATE, SAMPLES, VERDICTS, Change, Comparison, compared
+from reports.changes import FEWEST, PROCESSES, RATE, SAMPLES, VERDICTS, Change, Comparison, beside, compared
 from reports.load import ReportError
 from reports.sides import OWN, STATED, Side, read
 
@@ -33,7 +33,7 @@ def document(found: Comparison, options: argparse.Namespace) -> dict[str, Any]:
         "differing": {name: [first[name], second[name]] for name in STATED if first[name] != second[name]},
         "margin": options.margin / 100,
         "rate": options.rate / 100,
-        "relative_to": found.old.baselines if options.relative else None,
+        "relative_to": _measures(found) if options.relative else None,
         "over": {what: sum(change.over == what for change in found.changes) for what in (PROCESSES, SAMPLES)},
         "across_machines": found.old.machines != found.new.machines,
         "clocks": any(change.mhz for change in found.changes),
@@ -44,8 +44,13 @@ def document(found: Comparison, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _stated(side: Side) -> dict[str, str]:
-    return {name: side.environments[0][name] for name in STATED}
+def _measures(found: Comparison) -> dict[str, str]:
+    """Suite -> what its rows' times are relative to: the baseline, and for what is replayed the baseline's graph."""
+    measures: dict[str, dict[str, None]] = {}
+    for change in found.changes:
+        if change.row.suite in found.old.baselines:
+            measures.setdefault(change.row.suite, {})[beside(change.row, found.old.baselines).contender] = None
+    return {suite: " and ".join(names) for suite, names in measures.items()}
 
 
 def _plain(change: Change) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def speed(groups: Sequence[tuple[str, pd.DataFrame]], label: str) -> Chart:
     for heading, comparisons in groups:
         rows = []
         for contender, part in comparisons.dropna(subset=["ratio"]).groupby("contender", sort=False):
-            centre = verdict.geometric_mean(part)
+            centre = verdict.geometric_mean(part[["ratio", "ratio_low", "ratio_high"]].to_dict("records"))
             points = list(zip(part["ratio"], part["verdict"], strict=True))
             rows.append((not part["ours"].iloc[0], -centre.value, Row(str(contender), points, centre)))
         drawn.append((heading, [row for *_, row in sorted(rows, key=lambda entry: entry[:2])]))

@@ -16,7 +16,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ COMPILED_COLUMNS = {
 
 
 SHORTEST, LONGEST = 1e-12, 1e9  # seconds: what is beyond is no time, and its ratios no numbers
+NAMES = ("suite", "kernel", "pass", "net", "layer", "dtype", "contender", "target", "reason")  # of a row, in messages
 FASTEST = 10**6  # MHz: what states more is no clock
 LARGEST = 10**300  # whole numbers beyond are no floats
 # Halves of characters, and control characters that XML and terminals have no place for.
@@ -122,13 +123,14 @@ def load(paths: Iterable[Path]) -> Results:
         "tuned": TUNED_COLUMNS,
     }
     runs: list[dict[str, Any]] = []
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in columns}
+    rows: dict[str, dict[str, list[Any]]] = {name: {column: [] for column in of} for name, of in columns.items()}
     for run, path in enumerate(paths):
         content = _read(path)
         kind = "compile" if content.get("kind") == "compile" else "results"
         found = _compile_rows(path, content) if kind == "compile" else _result_rows(path, content)
         for name, part in found.items():
-            rows[name] += [_converted(path, {**row, "run": run}, columns[name]) for row in part]
+            for column, of in columns[name].items():
+                rows[name][column] += [run] * len(part) if column == "run" else _column(path, part, column, of)
         environment = content.get("environment") or {}
         if not isinstance(environment, Mapping):
             raise ReportError(f"{path}: `environment` is a {type(environment).__name__}; accepted is an object")
@@ -171,16 +173,16 @@ def _refuse_extremes(path: Path, content: Any) -> None:
     """What JSON can say and a table or a page cannot hold, wherever it stands: looked at level by level."""
     level = [content]
     for _ in range(DEEPEST + 1):
-        for text in dict.fromkeys(value for value in level if isinstance(value, str)):
-            if _UNPRINTABLE.search(text):
-                raise ReportError(f"{path}: {_shown(text)} holds a character that no page can show; accepted is text")
-        for whole in dict.fromkeys(value for value in level if isinstance(value, int)):
-            if abs(whole) > LARGEST:
-                raise ReportError(f"{path}: a whole number of {len(str(whole))} digits; accepted are those up to 1e300")
-        named = [part for value in level if isinstance(value, dict) for pair in value.items() for part in pair]
+        texts = {value for value in level if type(value) is str}  # JSON has no types but these
+        if _UNPRINTABLE.search(" ".join(texts)):
+            text = min(text for text in texts if _UNPRINTABLE.search(text))
+            raise ReportError(f"{path}: {_shown(text)} holds a character that no page can show; accepted is text")
+        for whole in (value for value in level if type(value) is int and not -LARGEST <= value <= LARGEST):
+            raise ReportError(f"{path}: a whole number of {len(str(whole))} digits; accepted are those up to 1e300")
+        objects = [value for value in level if type(value) is dict]
         # Most of a file are samples, which are looked at later.
-        listed = [part for value in level if isinstance(value, list) for part in value if not isinstance(part, float)]
-        level = named + listed
+        listed = [part for value in level if type(value) is list for part in value if type(part) is not float]
+        level = [part for value in objects for part in (*value, *value.values())] + listed
     if level:
         raise ReportError(f"{path}: nested deeper than {DEEPEST} levels; {ACCEPTED}")
 
@@ -297,37 +299,29 @@ def _mhz(info: Mapping[str, Any]) -> float | None:
     return sum(stated) / len(stated) if stated else None
 
 
-def _converted(path: Path, row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row's columns, of their kinds: text is never missing, numbers may be NaN, and only a true that is written
+def _column(path: Path, rows: Sequence[Mapping[str, Any]], name: str, kind: str) -> list[Any]:
+    """One column of the rows, of its kind: text is never missing, numbers may be NaN, and only a true that is written
     as such is true."""
-    names = ("suite", "kernel", "pass", "net", "layer", "dtype", "contender", "target", "reason")
-
-    def where() -> str:
-        return " ".join(str(row[name]) for name in names if row.get(name))[:100]
-
-    def of_kind(name: str, kind: str) -> Any:
-        value = row.get(name)
-        if kind == TRUTH:
-            return value is True
-        if kind == OTHER:
-            return value
-        accepted, fits, converted, missing = CONVERSIONS[kind]
-        if value is None:
-            return missing
-        if not fits(value):
-            raise ReportError(f"{path}: {where()}: `{name}` is {_shown(value)}; accepted is {accepted}")
-        return converted(value)
-
-    return {name: of_kind(name, kind) for name, kind in columns.items()}
+    values = [row.get(name) for row in rows]
+    if kind == TRUTH:
+        return [value is True for value in values]
+    if kind == OTHER:
+        return values
+    accepted, fits, converted, missing = CONVERSIONS[kind]
+    for row, value in zip(rows, values, strict=True):
+        if value is not None and not fits(value):
+            where = " ".join(str(row[name]) for name in NAMES if row.get(name))[:100]
+            raise ReportError(f"{path}: {where}: `{name}` is {_shown(value)}; accepted is {accepted}")
+    return [missing if value is None else converted(value) for value in values]
 
 
-def _frame(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
-    """The converted rows as a frame of exactly these columns."""
+def _frame(columns: Mapping[str, list[Any]], kinds: Mapping[str, str]) -> pd.DataFrame:
+    """The converted columns as a frame."""
     types = {NUMBER: float, WHOLE: float, TRUTH: bool}
     return pd.DataFrame(
         {
-            name: pd.Series([row[name] for row in rows], dtype=types.get(kind, object))  # type: ignore[call-overload]
-            for name, kind in columns.items()
+            name: pd.Series(columns[name], dtype=types.get(kind, object))  # type: ignore[call-overload]
+            for name, kind in kinds.items()
         }
     )
 

@@ -18,8 +18,8 @@ def charts(report: Report) -> dict[str, list[chart.Chart]]:
     """File stem -> charts to draw there; "overview" first, the README's picture."""
     speed = []
     if len(report.comparisons):
-        for (_, suite), part in report.comparisons.groupby(["run", "suite"], sort=False):
-            speed.append((f"{suite} against {part['baseline'].iloc[0]}", part))
+        for (_, suite, baseline), part in report.comparisons.groupby(["run", "suite", "baseline"], sort=False):
+            speed.append((f"{suite} against {baseline}", part))
     label = " · ".join(dict.fromkeys(measured(report, *key) for key in _clocks(report)))
     counted = _counted(report)
     first = figures.speed(speed, label)
@@ -36,7 +36,8 @@ def charts(report: Report) -> dict[str, list[chart.Chart]]:
     configs = figures.tuning(report.results, _tuned_how(report))
     drawn["tuning"] = [configs] if configs else []
     for number, ((_, suite), part) in enumerate(_by_suite(report.comparisons)):
-        headed = [(" · ".join(filter(None, key)), of) for key, of in part.groupby(["pass", "dtype"], sort=False)]
+        by = ["pass", "dtype", *(["baseline"] if part["baseline"].nunique() > 1 else [])]
+        headed = [(" · ".join(filter(None, key)), of) for key, of in part.groupby(by, sort=False)]
         one = figures.speed(headed, measured(report, *part[["run", "device", "clock", "label"]].iloc[0]))
         stem = "".join(letter if letter.isalnum() else "-" for letter in str(suite)).strip("-") or "suite"
         drawn[f"speed-{number + 1}-{stem[:LONGEST_STEM]}"] = [one] if one else []
@@ -74,7 +75,7 @@ def suites(report: Report) -> list[dict[str, Any]]:
                 "run": run,
                 "suite": suite,
                 "file": report.results.runs[int(run)]["file"],
-                "baseline": part["baseline"].iloc[0],
+                "baselines": [name for name in contenders if name in set(part["baseline"])],
                 "label": timed_on(report, *part[["run", "device", "clock"]].iloc[0]),
                 "how": part["label"].iloc[0] or "label not stated",
                 "samples": _samples(part),
@@ -202,10 +203,10 @@ def tuned(report: Report) -> list[dict[str, Any]]:
 
 
 def _ordered(part: pd.DataFrame) -> list[str]:
-    """Contenders as columns: the baseline, ours, then the others as they come."""
-    ours = dict(zip(part["contender"], part["ours"], strict=True))
-    baseline = part["baseline"].iloc[0]
-    return sorted(ours, key=lambda name: (name != baseline, not ours[name]))
+    """Contenders as columns: the baseline, ours, then the others as they come; those of another baseline after them."""
+    found = {row[0]: row for row in part[["contender", "baseline", "ours"]].itertuples(index=False, name=None)}
+    baselines = sorted(set(part["baseline"]), key=lambda name: name.endswith(verdict.GRAPH))
+    return sorted(found, key=lambda name: (baselines.index(found[name][1]), name != found[name][1], not found[name][2]))
 
 
 def _layer_rows(part: pd.DataFrame, contenders: Sequence[str]) -> list[dict[str, Any]]:
@@ -218,7 +219,6 @@ def _layer_rows(part: pd.DataFrame, contenders: Sequence[str]) -> list[dict[str,
     for cells in found.values():
         first = next(iter(cells.values()))
         timed = [name for name in contenders if name in cells]
-        words = (*(first[name] for name in ("suite", "pass", "net", "layer", "dtype")), *timed)
         rows.append(
             {
                 "pass": first["pass"],
@@ -226,7 +226,6 @@ def _layer_rows(part: pd.DataFrame, contenders: Sequence[str]) -> list[dict[str,
                 "occurs": occurs(first["nets"]),
                 "anchor": rerun.anchor(first),
                 "again": rerun.command(first, timed),
-                "text": " ".join(words).lower(),
                 "cells": [(name, cells.get(name)) for name in contenders],
             }
         )

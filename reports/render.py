@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import chart, files, page, roofline, tables, tuning, verdict
+from reports import chart, files, page, roofline, svg, tables, tuning, verdict
 from reports.ceilings import rates
 from reports.headline import headline, precision
 from reports.report import Report
@@ -41,8 +41,8 @@ def render(report: Report) -> dict[str, str]:
     svgs = {name: chart.svg(*charts) for name, charts in drawings.items()}
     shown = {
         name: {
-            "wide": Markup(chart.inline(svgs[name], f"{name}-w")),
-            "narrow": Markup(chart.inline(chart.svg(*charts, narrow=True), f"{name}-n")),
+            "wide": Markup(svg.inline(svgs[name], f"{name}-w")),
+            "narrow": Markup(svg.inline(chart.svg(*charts, narrow=True), f"{name}-n")),
             "label": "; ".join(dict.fromkeys(one.label for one in charts)),
         }
         for name, charts in drawings.items()
@@ -52,7 +52,7 @@ def render(report: Report) -> dict[str, str]:
         for number, roof in enumerate(roofline.roofs(report.comparisons, report.results.runs), 1)
     }
     context: dict[str, Any] = {
-        "roofs": [Markup(chart.inline(text, name)) for name, text in roofs.items()],
+        "roofs": [Markup(svg.inline(text, name)) for name, text in roofs.items()],
         "report": report,
         "headline": headline(report),
         "environments": tables.environments(report.results),
@@ -104,7 +104,7 @@ def csv(report: Report) -> dict[str, str]:
     problems = {"problem": [tables.describe_problem(problem) for problem in results.accuracy["problem"]]}
     frames = {
         "environment": environments,
-        "verdicts": report.comparisons.drop(columns=["problem_key", "ours"], errors="ignore"),
+        "verdicts": report.comparisons.drop(columns=["problem_key", "place", "ours"], errors="ignore"),
         "geometric_means": report.groups,
         "totals": report.totals,
         "overall": report.overall,
@@ -146,9 +146,9 @@ def time(seconds: float) -> str:
 
 
 def span(low: float, high: float, unit: str = "") -> str:
-    """An interval, "" when there is none."""
+    """An interval; of too few samples there is none, and that is said."""
     if not (math.isfinite(low) and math.isfinite(high)):
-        return ""
+        return "no interval"
     if unit == "time":
         size, name = next(((size, unit) for size, unit in UNITS if high >= size * 0.9995), UNITS[-1])
         return f"{_digits(low / size)}–{_digits(high / size)} {name}"
@@ -171,6 +171,11 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
+def beside(seconds: float, over: float) -> str:
+    """A time, and in brackets how many times another it is; "—" alone when there is none."""
+    return f"{time(seconds)} ({ratio(over)})" if math.isfinite(over) else time(seconds)
+
+
 def _digits(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
@@ -186,8 +191,8 @@ def environment(*, markdown: bool = False) -> Environment:
         keep_trailing_newline=True,
         finalize=(lambda value: str(value).translate(MARKDOWN)) if markdown else None,
     )
-    made.filters |= {"time": time, "ratio": ratio, "number": number, "rates": rates}
-    made.globals |= {"span": span, "problem": tables.describe_problem}
+    made.filters |= {"short": "{:.5g}".format, "time": time, "ratio": ratio, "number": number, "rates": rates}
+    made.globals |= {"span": span, "beside": beside, "problem": tables.describe_problem}
     return made
 
 

@@ -6,9 +6,6 @@ min(flop/s of a large matmul, bytes/s of a large copy * flops / bytes), under a 
 
 from __future__ import annotations
 
-import html
-import io
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from reports import ceilings
-from reports.chart import BAD, BEHIND, EVEN, GOOD, INK, MUTED, PAPER, RC, RULE, ticks
+from reports.chart import BEHIND, RC, ticks
 from reports.drawing import Figure, plain
+from reports.svg import BAD, EVEN, GOOD, INK, MUTED, RULE, Marks, document
 
 TERA = 1e12
 STYLES = (("^", GOOD), ("s", EVEN), ("v", BAD))  # ours, the baseline, others
@@ -38,7 +36,6 @@ def roofs(comparisons: pd.DataFrame, runs: list[dict[str, Any]]) -> list[dict[st
 
 def svg(roof: Mapping[str, Any]) -> str:
     """One roof and what lies under it, as an SVG with a title and a text alternative."""
-    out = io.StringIO()
     with plain(RC):
         figure = Figure(figsize=(7.6, 4.2))
         axes = figure.add_axes((0.1, 0.14, 0.87, 0.72))
@@ -53,7 +50,9 @@ def svg(roof: Mapping[str, Any]) -> str:
         kinds = {"Triton": rows["ours"] & ~is_baseline, "baseline": is_baseline, "others": ~rows["ours"] & ~is_baseline}
         for (name, chosen), (marker, colour) in zip(kinds.items(), STYLES, strict=True):
             if chosen.any():
-                axes.plot(intensity[chosen], rate[chosen], marker, ms=4, mew=0, alpha=0.7, color=colour, label=name)
+                look: Any = {"filled": True, "size": 4.0, "alpha": 0.7, "label": name}
+                axes.add_line(Marks(intensity[chosen], rate[chosen], marker, colour, **look))
+        axes.autoscale_view()
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
@@ -68,10 +67,7 @@ def svg(roof: Mapping[str, Any]) -> str:
         legend.get_frame().set(facecolor=BEHIND["facecolor"], edgecolor="none")
         figure.text(0.016, 0.97, f"Roofline: {roof['title']}", fontsize=11, weight="bold", va="top")
         figure.text(0.016, 0.91, "measured; one mark per layer, pass and contender", fontsize=8, color=MUTED, va="top")
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, facecolor=PAPER)
-    said = f"<title>{html.escape('Roofline: ' + roof['title'])}</title>\n<desc>{html.escape(described(roof))}</desc>"
-    text = "\n".join(line.strip() for line in out.getvalue().splitlines()) + "\n"
-    return re.sub("<svg[^>]*>", lambda tag: f"{tag[0]}\n{said}", text, count=1)
+        return document(figure, f"Roofline: {roof['title']}", described(roof))
 
 
 def described(roof: Mapping[str, Any]) -> str:

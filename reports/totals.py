@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -19,19 +21,19 @@ def totals(comparisons: pd.DataFrame) -> pd.DataFrame:
     """
     if comparisons.empty:
         return pd.DataFrame(columns=COLUMNS)
-    frame = comparisons.assign(place=comparisons.groupby(verdict.COMPARABLE, sort=False).ngroup())
-    timed = frame[frame["contender"] == frame["baseline"]].set_index("place")["median"]
-    frame = verdict.per_net(frame.assign(baseline_median=frame["place"].map(timed)))
     rows = []
-    for key, group in frame.groupby(verdict.GROUP, sort=False):
-        places = group["place"].nunique()
-        for contender, part in group.groupby("contender", sort=False) if places > 1 else ():
-            both = part.dropna(subset=["median", "baseline_median"])
-            ours, theirs = ((both["count"] * both[name]).sum() for name in ("median", "baseline_median"))
+    names = list(dict.fromkeys([*verdict.GROUP, "place", "contender", "baseline", "median", "count", "nets"]))
+    timed = comparisons.set_index(["place", "contender"])["median"].to_dict()
+    for key, group in verdict.grouped(verdict.per_net(comparisons[names]).to_dict("records"), verdict.GROUP).items():
+        places = len({row["place"] for row in group})
+        of_contenders = verdict.grouped(group, ["contender", "baseline"]) if places > 1 else {}
+        for (contender, baseline), part in of_contenders.items():
+            times = [(row["count"], row["median"], timed.get((row["place"], baseline), np.nan)) for row in part]
+            both = [of for of in times if all(map(math.isfinite, of))]
+            ours, theirs = (sum(of[0] * of[side] for of in both) if both else np.nan for side in (1, 2))
             row = dict(zip(verdict.GROUP, key, strict=True)) | {
-                "contender": contender, "baseline": part["baseline"].iloc[0], "layers": len(both), "places": places,
-                "seconds": ours if len(both) else np.nan, "baseline_seconds": theirs if len(both) else np.nan,
-                "ratio": theirs / ours if len(both) else np.nan,
+                "contender": contender, "baseline": baseline, "layers": len(both), "places": places,
+                "seconds": ours, "baseline_seconds": theirs, "ratio": theirs / ours,
             }  # fmt: skip
             rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)

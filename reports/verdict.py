@@ -8,6 +8,9 @@ device and clock, within one run. With the ratio r = median(baseline) / median(c
     same        the whole interval lies between the two
     ambiguous   the interval straddles a limit, or too few samples give none: undecided
 
+Like is compared with like: a call that is replayed from a CUDA graph, such as ``prepared-graph``, stands beside the
+baseline's own graph, ``reference-graph``, and not beside its eager call, whose time is mostly the host's.
+
 Of samples from several processes r is the median of each process's ratio, and the interval goes over the processes.
 
 A contender whose result failed the check against float64 has no time: ``wrong``. Where the baseline has none
@@ -17,7 +20,10 @@ there is nothing to compare with: ``no baseline``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,12 +47,15 @@ OTHER_BASELINES = ("reference", "torch", "cudnn")
 # One loader of ours where "triton" has its choice: they explain its time, and their losses are not the project's.
 FORCED = ("triton-gather", "triton-tile")
 
+GRAPH = "-graph"  # ends the name of a contender whose call is replayed from a CUDA graph
+
 # What must agree between two measurements to compare them; without layer and problem it is a group.
 COMPARABLE = [*WHERE, "device", "clock", "label", "problem_key"]
 ADDED = [
-    "baseline", "ours", "median", "low", "high", "ratio", "ratio_low", "ratio_high",
+    "place", "baseline", "ours", "median", "low", "high", "ratio", "ratio_low", "ratio_high",
     "flop_per_s", "bytes_per_s", "share", "verdict",
 ]  # fmt: skip
+SUMMARISED = ("place", "contender", "baseline", "verdict", "ratio", "ratio_low", "ratio_high", "count", "layer")
 MEANS = [
     "geomean", "geomean_low", "geomean_high", "geomean_verdict",
     "geomean_by_count", "geomean_by_count_low", "geomean_by_count_high",
@@ -54,8 +63,8 @@ MEANS = [
 ]  # fmt: skip
 GROUP = ["run", "suite", "pass", "net", "dtype", "device", "clock", "label"]
 
-
 Processes = Sequence[np.ndarray]  # the samples of each
+Record = Mapping[str, Any]  # a line of a frame
 
 
 def is_ours(contender: str) -> bool:
@@ -63,16 +72,22 @@ def is_ours(contender: str) -> bool:
     return contender.startswith("triton") and contender not in FORCED
 
 
+def against(contender: str, baseline: str) -> str:
+    """What ``contender`` is compared with in a suite of this baseline: the same that is, replayed where it is."""
+    return baseline + GRAPH if contender.endswith(GRAPH) else baseline
+
+
 def choose_baselines(results: Results, chosen: Mapping[str, str] | None = None) -> dict[tuple[int, str], str]:
-    """(run, suite) -> the contender that the others are compared with.
+    """(run, suite) -> the contender that the others are compared with, those in graphs with its graph.
 
     ``chosen`` maps suites to contenders and goes before the defaults; a name that no run timed is refused.
     """
-    chosen = dict(chosen or {})
+    chosen = {suite: contender.removesuffix(GRAPH) for suite, contender in (chosen or {}).items()}
     timed = results.benchmarks.groupby(["run", "suite"], sort=False)["contender"]
     baselines = {}
     for (run, suite), contenders in timed:
-        present = list(contenders.value_counts(sort=False).sort_values(ascending=False, kind="stable").index)
+        plain = contenders.str.removesuffix(GRAPH)
+        present = list(plain.value_counts(sort=False).sort_values(ascending=False, kind="stable").index)
         wanted = (chosen.get(suite, ""), *BASELINES.get(suite, OTHER_BASELINES), *OTHER_BASELINES)
         baselines[int(run), str(suite)] = next((name for name in wanted if name in present), present[0])
     for suite, contender in chosen.items():
@@ -88,9 +103,9 @@ def compare(
 ) -> pd.DataFrame:
     """One row for every timed or refused contender: its median, its ratio to the baseline and the verdict.
 
-    Times are in seconds. Columns beside those of ``results.benchmarks``: baseline, ours, batch, median, low,
-    high, ratio, ratio_low, ratio_high, flop_per_s, bytes_per_s, share (of the measured ceiling), verdict;
-    samples and processes are their numbers.
+    Times are in seconds. Columns beside those of ``results.benchmarks``: place (a number: rows that agree in
+    COMPARABLE have the same), baseline, ours, batch, median, low, high, ratio, ratio_low, ratio_high, flop_per_s,
+    bytes_per_s, share (of the measured ceiling), verdict; samples and processes are their numbers.
     """
     benchmarks = results.benchmarks.assign(
         count=results.benchmarks["count"].fillna(1),
@@ -102,19 +117,20 @@ def compare(
     wrong: dict[tuple, list[str]] = {}
     for *where, contender in failed:
         wrong.setdefault(tuple(where), []).append(contender)
-    groups: dict[tuple, list[dict]] = {}
-    for entry in benchmarks.to_dict("records"):  # once: a frame for each group takes ten times as long
-        groups.setdefault(tuple(entry[name] for name in COMPARABLE), []).append(entry)
-    for key, group in groups.items():
+    groups = grouped(benchmarks.to_dict("records"), COMPARABLE)
+    for number, (key, group) in enumerate(groups.items()):
         place, baseline = tuple(key[: len(WHERE)]), baselines[int(key[0]), key[1]]
         sound = [entry for entry in group if (*place, entry["contender"]) not in failed]
-        samples = next((entry["processes"] for entry in sound if entry["contender"] == baseline), None)
+        times = {entry["contender"]: entry["processes"] for entry in sound}
         environment = results.runs[int(key[0])]["environment"]
         blank = {**group[0], "processes": [], **dict.fromkeys(("host_us", "peak_bytes", "first_call_seconds"), np.nan)}
-        rows += [_row(entry, baseline, samples, margin, environment) for entry in sound]
-        for name in wrong.get(place, ()):
-            rows.append(_row({**blank, "contender": name}, baseline, None, margin, environment))
-    return pd.DataFrame(rows, columns=[*benchmarks.columns, *ADDED])
+        sound += [{**blank, "contender": name} for name in wrong.get(place, ())]
+        for entry in sound:
+            beside = against(entry["contender"], baseline)
+            rows.append(_row({**entry, "place": number}, beside, times.get(beside), margin, environment))
+    frame = pd.DataFrame(rows, columns=[*benchmarks.columns, *ADDED])
+    texts = [name for name in frame if frame[name].dtype == "str"]  # pandas 3's own kind takes seconds to go through
+    return frame.astype(dict.fromkeys(texts, object))
 
 
 def per_net(comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -143,32 +159,41 @@ def summarise(comparisons: pd.DataFrame, by: list[str], *, margin: float = DEFAU
     ``places`` is how many measurements the group has, ``compared`` how many of them have a ratio.
     """
     rows = []
-    for key, group in comparisons.groupby(by, sort=False):
-        total = len(group[COMPARABLE].drop_duplicates())
-        for contender, part in group[group["verdict"] != BASELINE].groupby("contender", sort=False):
-            tally = part["verdict"].value_counts()
-            known = part.dropna(subset=["ratio"])
+    names = list(dict.fromkeys([*by, *SUMMARISED]))
+    for key, group in grouped(comparisons[names].to_dict("records"), by).items():
+        compared = grouped((row for row in group if row["verdict"] != BASELINE), ["contender", "baseline"])
+        for (contender, baseline), part in sorted(compared.items(), key=lambda item: item[0][0].endswith(GRAPH)):
+            tally = Counter(row["verdict"] for row in part)
+            known = [row for row in part if np.isfinite(row["ratio"])]
             row = dict(zip(by, key, strict=True)) | {
                 "contender": contender,
-                "baseline": part["baseline"].iloc[0],
-                "places": total,
+                "baseline": baseline,
+                "places": len({row["place"] for row in group}),
                 "compared": len(known),
-                **{verdict: int(tally.get(verdict, 0)) for verdict in TALLIED},
+                **{verdict: tally[verdict] for verdict in TALLIED},
             }
-            rows.append(row | (_means(known, margin) if len(known) else {}))
+            rows.append(row | (_means(known, margin) if known else {}))
     return pd.DataFrame(rows, columns=[*by, "contender", "baseline", "places", "compared", *TALLIED, *MEANS])
 
 
-def geometric_mean(comparisons: pd.DataFrame, *, by_count: bool = False) -> intervals.Estimate:
+def grouped(rows: Iterable[Record], by: Sequence[str]) -> dict[tuple, list[Record]]:
+    """The rows that agree in ``by``, two columns or more, as they come: for a thousand groups pandas takes a second."""
+    groups: dict[tuple, list[Record]] = {}
+    key = itemgetter(*by)
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def geometric_mean(rows: Sequence[Record], *, by_count: bool = False) -> intervals.Estimate:
     """Of comparisons that have a ratio; ``by_count``: each as often as its layer occurs in the net."""
-    columns = comparisons[["ratio", "ratio_low", "ratio_high"]].itertuples(index=False, name=None)
-    ratios = [intervals.Estimate(*values) for values in columns]
-    return intervals.geometric_mean(ratios, list(comparisons["count"]) if by_count else None)
+    ratios = [intervals.Estimate(row["ratio"], row["ratio_low"], row["ratio_high"]) for row in rows]
+    return intervals.geometric_mean(ratios, [row["count"] for row in rows] if by_count else None)
 
 
-def _means(known: pd.DataFrame, margin: float) -> dict:
+def _means(known: Sequence[Record], margin: float) -> dict:
     plain, weighted = geometric_mean(known), geometric_mean(known, by_count=True)
-    worst, best = known.loc[known["ratio"].idxmin()], known.loc[known["ratio"].idxmax()]
+    worst, best = (end(known, key=lambda row: row["ratio"]) for end in (min, max))
     values = (
         plain.value, plain.low, plain.high, word(plain, margin),
         weighted.value, weighted.low, weighted.high,
@@ -177,10 +202,10 @@ def _means(known: pd.DataFrame, margin: float) -> dict:
     return dict(zip(MEANS, values, strict=True))
 
 
-def _row(entry: dict, baseline: str, against: Processes | None, margin: float, environment: Mapping) -> dict:
+def _row(entry: Record, baseline: str, against: Processes | None, margin: float, environment: Mapping) -> dict:
     processes: Processes = entry["processes"]
     counts = {"samples": sum(map(len, processes)), "processes": len(processes)}
-    row = entry | {"baseline": baseline, "ours": is_ours(entry["contender"])} | counts
+    row = {**entry, "baseline": baseline, "ours": is_ours(entry["contender"]), **counts}
     nothing = intervals.Estimate(np.nan, np.nan, np.nan)
     time = time_of(processes) if processes else nothing
     ratio = nothing

@@ -98,7 +98,14 @@ STAGES = (
         "training steps of nets under torch.compile",
         60,
         90,
-        ("--contenders", "reference,*-compile,prepared-graph", "--dtypes", "bfloat16", "--nets", "DiracNet-34-2"),
+        (
+            "--contenders",
+            "reference,reference-graph,*-compile,prepared-graph",
+            "--dtypes",
+            "bfloat16",
+            "--nets",
+            "DiracNet-34-2",
+        ),
         suite="bench/test_training_step.py",
     ),
 )

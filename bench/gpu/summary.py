@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.gpu import check_journal
 from bench.journal import Journal
 from bench.results import KINDS, Entries
+from bench.suite import GRAPH
 
 if TYPE_CHECKING:
     from bench.gpu.visit import Visit
@@ -47,15 +48,17 @@ def _rows(path: Path) -> list[str]:
         rows[row][str(info.get("contender"))] = median * 1e6
     lines = []
     for (suite, direction, net, layer, dtype), times in rows.items():
-        baseline = next((name for name in BASELINES if name in times), None)
+        baseline = next((name for name in BASELINES if {name, name + GRAPH} & times.keys()), "")
         ordered = sorted(times, key=lambda name: (name != baseline, times[name]))
         parts = [f"{name} {times[name]:.1f}" + _ratio(times, baseline, name) for name in ordered[:4]]
         lines.append(f"{suite} {direction} {net} {layer} {dtype}: {'; '.join(parts)}"[:160])
     return lines
 
 
-def _ratio(times: dict[str, float], baseline: str | None, name: str) -> str:
-    return f" (x{times[baseline] / times[name]:.2f})" if baseline and name != baseline else ""
+def _ratio(times: dict[str, float], baseline: str, name: str) -> str:
+    """Like beside like: what replays a CUDA graph beside the baseline's own graph."""
+    beside = baseline + GRAPH if name.endswith(GRAPH) else baseline
+    return f" (x{times[beside] / times[name]:.2f})" if beside in times and name != beside else ""
 
 
 def _results(path: Path) -> list[tuple[dict[str, Any], float]]:

@@ -55,12 +55,24 @@
 
   const form = document.querySelector("form.filter");
   if (form) {
-    const rows = all("#layers tr[data-text]");
+    const rows = all("#layers tr[id]");
     const [words, contender, verdict] = ["words", "contender", "verdict"].map((name) => form.elements[name]);
     const count = form.querySelector("output");
 
+    // What words find a row by: its table's, its heading's, its layer's and the contenders that were timed.
+    const textOf = new Map();
+    for (const table of all("#layers details.net table")) {
+      let heading = "";
+      for (const row of table.tBodies[0].rows) {
+        if (row.classList.contains("part")) heading = row.textContent;
+        const timed = [...row.cells].filter((cell) => cell.dataset.w).map((cell) => cell.dataset.h);
+        const said = [table.closest("details").dataset.words, heading, row.querySelector("a")?.text, ...timed];
+        textOf.set(row, said.join(" ").toLowerCase());
+      }
+    }
+
     const fits = (row) =>
-      words.value.toLowerCase().split(/\s+/).every((word) => row.dataset.text.includes(word)) &&
+      words.value.toLowerCase().split(/\s+/).every((word) => textOf.get(row).includes(word)) &&
       (verdict.value === "" ||
         [...row.cells].some(
           (cell) =>
@@ -75,7 +87,7 @@
         shown += row.hidden ? 0 : 1;
       }
       for (const part of all("#layers details.net")) {
-        const visible = all("tr[data-text]", part).some((row) => !row.hidden);
+        const visible = all("tr[id]", part).some((row) => !row.hidden);
         part.hidden = !visible;
         if (chosen) part.open = visible;
       }

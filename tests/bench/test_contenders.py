@@ -5,12 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bench import suite as suites
 from bench import test_conv, test_dirac_block, test_weight_prep
 from bench.accuracy import failures
 from bench.checker import Checker
 from bench.contenders import eager_weight, weight_norm_weight
+from bench.gpu.stages import STAGES
 from bench.layers import dirac_layers, layers, shrink
+from bench.net_contenders import NET_WEIGHT_PREP
+from bench.net_inference import NET_INFERENCE
+from bench.net_training import TRAINING_STEP
+from bench.options import chosen
 from bench.suite import float32_products
+from reports import verdict
 from triton_dirac.conv.problem import ConvProblem
 
 SUITES = (test_weight_prep.SUITE, test_conv.SUITE, test_dirac_block.SUITE)
@@ -68,6 +75,21 @@ def test_torch_contenders_are_right(suite, problem, dtype, direction, contender,
 )
 def test_triton_contenders_are_right(suite, problem, dtype, direction, contender, device):
     assert_right(suite, problem, dtype, direction, contender, device)
+
+
+@pytest.mark.parametrize("contenders", [NET_WEIGHT_PREP, TRAINING_STEP, NET_INFERENCE])
+def test_what_replays_a_graph_is_named_so_and_is_timed_with_the_baselines_graph(contenders):
+    """By this name reports compare it with the baseline's graph, and not with an eager call."""
+    assert suites.GRAPH == verdict.GRAPH
+    names = {contender.name for contender in contenders}
+    graphed = {contender.name for contender in contenders if contender.graph}
+    assert graphed == {name for name in names if name.endswith(suites.GRAPH)}
+    assert {name.removesuffix(suites.GRAPH) for name in graphed} <= names
+    assert "reference-graph" in graphed
+    asked = [stage.command[1].split(",") for stage in STAGES if stage.suite and stage.command]
+    for patterns in asked:
+        timed = {name for name in graphed if chosen(name, patterns)}
+        assert not timed or "reference-graph" in timed
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)

@@ -298,6 +298,15 @@ def test_what_suites_that_were_stopped_measured_is_in_the_table(tmp_path):
     assert summary.table(visit).splitlines()[-1] == "conv fprop n l float32: cudnn 4.0; triton 2.0 (x2.00)"
 
 
+def test_what_is_replayed_from_a_graph_stands_beside_the_baselines_graph(tmp_path):
+    times = {"reference": 36.0, "prepared": 18.0, "reference-graph": 16.0, "prepared-graph": 8.0}
+    info = {"suite": "training_step", "pass": "step", "net": "n", "layer": "l", "dtype": "bfloat16"}
+    rows = [{"extra_info": info | {"contender": name}, "stats": {"data": [1e-6 * t]}} for name, t in times.items()]
+    (tmp_path / "training.json").write_text(json.dumps({"benchmarks": rows}))
+    (line,) = summary._rows(tmp_path / "training.json")
+    assert line.endswith("reference 36.0; prepared-graph 8.0 (x2.00); reference-graph 16.0; prepared 18.0 (x2.00)")
+
+
 def test_suites_take_over_the_ceilings_that_the_first_one_measured(tmp_path):
     visit = Visit(tmp_path, tmp_path, 60)
     training = next(stage for stage in STAGES if stage.name == "training")

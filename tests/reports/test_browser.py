@@ -72,7 +72,7 @@ def opened(browser, address):
 
 
 def shown(page):
-    return page.locator("#layers tr[data-text]:not([hidden])")
+    return page.locator("#layers tr[id]:not([hidden])")
 
 
 def test_words_and_verdicts_choose_rows(opened):
@@ -92,7 +92,7 @@ def test_words_and_verdicts_choose_rows(opened):
     assert page.inner_text("form.filter output") == f"{len(cells)} of {every} rows"
     page.click("text=All rows")
     # A locator waits by itself; wait_for_function evaluates a string, which the page's policy forbids.
-    page.locator("#layers tr[data-text][hidden]").first.wait_for(state="detached")
+    page.locator("#layers tr[id][hidden]").first.wait_for(state="detached")
 
 
 def test_a_click_on_a_header_sorts_by_its_numbers_under_each_heading(opened):
@@ -131,8 +131,8 @@ def test_without_javascript_all_is_there_and_no_control_is_dead(opened):
     assert page.locator("thead button").count() == 0
     for details in page.locator("#layers details.net").all():
         details.locator("> summary").click()
-    assert page.locator("#layers tr[data-text]").first.is_visible()
-    assert page.locator("#layers tr[data-text]").last.is_visible()
+    assert page.locator("#layers tr[id]").first.is_visible()
+    assert page.locator("#layers tr[id]").last.is_visible()
 
 
 @pytest.mark.parametrize("viewport", [PHONE, {"width": 1000, "height": 800}, WIDE], ids=["phone", "middle", "wide"])
@@ -146,7 +146,7 @@ def test_print_leaves_controls_out_and_shows_what_is_closed(opened):
     page = opened()
     page.emulate_media(media="print")
     assert page.locator("form.filter").is_hidden()
-    assert page.locator("#layers tr[data-text]").first.is_visible()
+    assert page.locator("#layers tr[id]").first.is_visible()
 
 
 def test_paper_has_the_tables_and_pictures_of_a_wide_screen(opened):

@@ -89,6 +89,18 @@ def test_under_load_a_contender_that_became_slower_is_found_by_its_rows_together
     assert {change.row.contender: change.verdict for change in relative.overall} == {"slow": "slower", "auto": "same"}
 
 
+def test_what_is_replayed_from_a_graph_is_relative_to_the_baselines_graph():
+    """Of the eager baseline, half as fast as before, nothing is in it."""
+    how = {"processes": 6, "rows": 9, "spread": 0.001, "contenders": ("torch", "torch-graph", "auto-graph", "auto")}
+    old, new = side(1, **how), side(2, **how)
+    for timed in (timed for row, timed in new.rows.items() if row.contender == "torch"):
+        timed.samples = {process: 2 * samples for process, samples in timed.samples.items()}
+    found = compared(old, new, margin=0.1, relative=True)
+    assert {(change.row.contender, change.verdict) for change in found.changes} == {
+        ("auto", "faster"), ("auto-graph", "same"),
+    }  # fmt: skip
+
+
 def test_a_change_of_the_baseline_itself_looks_like_one_of_all_others():
     how = {"processes": 6, "rows": 9, "contenders": ("torch", "auto"), "spread": 0.001}
     old, new = side(1, **how), side(2, **how)

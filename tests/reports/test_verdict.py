@@ -107,6 +107,42 @@ def test_a_wrong_baseline_is_no_baseline(tmp_path):
     assert dict(found["verdict"]) == {"cudnn": "wrong", "triton": "no baseline"}
 
 
+STEPS = {
+    "reference": 36.0, "prepared": 18.0, "reference-graph": 16.0, "prepared-graph": 8.0, "reference-compile": 36.0,
+}  # fmt: skip
+
+
+def test_what_is_replayed_from_a_graph_is_compared_with_the_baselines_graph(tmp_path):
+    """Beside the eager reference, whose time is the host's, each would be 2.25 times as fast and more."""
+    place = ("training_step", "step", "Net", "training step", "bfloat16")
+    found = results(tmp_path, [benchmark(*place, name, [time] * 7) for name, time in STEPS.items()])
+    compared = compare(found)
+    assert dict(compared["baseline"]) == {
+        "reference": "reference", "prepared": "reference", "reference-compile": "reference",
+        "reference-graph": "reference-graph", "prepared-graph": "reference-graph",
+    }  # fmt: skip
+    assert dict(compared["verdict"]) == {
+        "reference": "baseline", "prepared": "faster", "reference-compile": "same",
+        "reference-graph": "baseline", "prepared-graph": "faster",
+    }  # fmt: skip
+    assert compared.loc["prepared-graph", "ratio"] == 2.0
+    summary = verdict.summarise(compared.reset_index(), ["run", "suite"])
+    assert list(summary["contender"]) == ["prepared", "reference-compile", "prepared-graph"]
+    assert list(summary["baseline"]) == ["reference", "reference", "reference-graph"]
+
+
+def test_what_is_replayed_has_no_ratio_where_the_baseline_is_not(tmp_path):
+    times = {"reference": 1.0, "prepared": 0.5, "prepared-graph": 0.1}
+    found = compare(results(tmp_path, [benchmark(*PLACE, name, [time] * 7) for name, time in times.items()]))
+    assert dict(found["verdict"]) == {"reference": "baseline", "prepared": "faster", "prepared-graph": "no baseline"}
+
+
+def test_a_baseline_may_be_named_by_its_graph(tmp_path):
+    found = results(tmp_path, [benchmark(*PLACE, name, [time] * 7) for name, time in STEPS.items()])
+    for name in ("prepared", "prepared-graph"):
+        assert verdict.choose_baselines(found, {"conv": name}) == {(0, "conv"): "prepared"}
+
+
 @pytest.mark.parametrize(
     "suite, contenders, expected",
     [
@@ -116,6 +152,7 @@ def test_a_wrong_baseline_is_no_baseline(tmp_path):
         ("weight_prep", ["reference", "compile"], "reference"),
         ("dirac_block", ["compile", "reference"], "reference"),
         ("host_overhead", ["dirac_conv2d", "torch"], "torch"),
+        ("training_step", ["prepared-graph", "reference-graph"], "reference"),
         ("something", ["b", "a"], "b"),
     ],
 )

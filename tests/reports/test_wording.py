@@ -26,7 +26,14 @@ def test_intervals_read_well():
     assert render.span(1.181, 1.184) == "1.181–1.184"
     assert render.span(0.98, 1.02) == "0.98–1.02"
     assert render.span(9.8e-4, 1.2e-3, "time") == "0.98–1.20 ms"
-    assert render.span(float("nan"), float("nan")) == ""
+    assert render.span(float("nan"), float("nan")) == "no interval"
+
+
+@pytest.mark.parametrize(
+    "over, expected", [(1.5, "1.00 ms (1.50×)"), (float("nan"), "1.00 ms"), (float("inf"), "1.00 ms")]
+)
+def test_what_is_beside_a_time_is_left_out_where_there_is_nothing(over, expected):
+    assert render.beside(1e-3, over) == expected
 
 
 @pytest.mark.parametrize(
