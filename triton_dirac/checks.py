@@ -274,6 +274,13 @@ def check_allocated(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must have memory, and the storage of this one of {tuple(tensor.shape)} was freed")
 
 
+def check_layers_memory(layers: Sequence[Sequence[Tensor]]) -> None:
+    """That no storage of (weight, alpha, beta) was freed."""
+    for layer in layers:
+        for name, tensor in zip(LAYER, layer, strict=True):
+            check_allocated(name, tensor)
+
+
 def check_not_nested(name: str, tensor: Tensor | None) -> None:
     """Nested tensors call themselves dense and have no strides; to ask for them may end the process."""
     if tensor is not None and tensor.is_nested:

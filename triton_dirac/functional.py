@@ -179,9 +179,8 @@ def _way_of(layers: Any, eps: Any, dtype: Any, memory_format: Any, groups: Any, 
 
 
 def _by_cpu_kernels(layers: Sequence[Sequence[Tensor]], way: _Way, eps: float, identity: bool) -> list[Tensor]:
-    for layer in layers:
-        for name, tensor in zip(checks.LAYER, layer, strict=True):
-            checks.check_allocated(name, tensor)
+    if not all(tensor.data_ptr() for layer in layers for tensor in layer):  # freed since a like call was checked
+        checks.check_layers_memory(layers)
     prepared = cpu_prep.dirac_weights(layers, way.net, eps=eps, identity=identity)  # type: ignore[arg-type]
     return [
         tensor.to(dtype).contiguous(memory_format=layout)

@@ -82,6 +82,16 @@ def test_layers_that_the_kernels_do_wrong_are_done_step_by_step(eps, shared):
         assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("scale", [1e-20, 1e-25, 1e-37])
+def test_tiny_filters_have_their_norm_where_eps_is_smaller_still(scale, backend):
+    """Their squares are 0 in float32."""
+    weight, alpha, beta = torch.randn(6, 4, 3, 3) * scale, torch.rand(6), torch.rand(6)
+    actual = dirac_weight(weight, alpha, beta, eps=1.2e-38, backend=backend)
+    expected = reference.dirac_weight(weight.double(), alpha.double(), beta.double(), eps=1.2e-38)
+    torch.testing.assert_close(actual, expected.float())
+
+
 def test_small_gradients_at_huge_filters_keep_their_second_term():
     """torch's backward divides by the norm three times: beyond 1e12 the quotient underflows."""
     weight, alpha, beta = parameters((4, 64, 3, 3))

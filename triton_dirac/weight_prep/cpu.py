@@ -91,7 +91,7 @@ class _DiracWeights(torch.autograd.Function):
             weight, alpha, beta, norm = layers[index]
             if torch.is_grad_enabled() or index in ctx.stepwise:
                 # If a second derivative follows, let torch see every step, the norm's too.
-                norm = torch_backend.row_norms(weight) if torch.is_grad_enabled() else norm.view(-1)
+                norm = torch_backend.row_norms(weight, ctx.eps) if torch.is_grad_enabled() else norm.view(-1)
                 gradients += torch_backend.dirac_weight_backward(
                     *(layout.as_weight(grad), weight, alpha, beta, norm),
                     eps=ctx.eps,

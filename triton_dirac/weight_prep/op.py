@@ -46,7 +46,7 @@ def backward_fake(grad, weight, alpha, beta, norm, eps, identity, groups):
 
 
 def backward_twin(grad, weight, alpha, beta, norm, eps, identity, groups):
-    norm = torch_backend.row_norms(weight)  # the saved one is a constant; its dependence on W is part of this
+    norm = torch_backend.row_norms(weight, eps)  # the saved one is a constant; its dependence on W is part of this
     return torch_backend.dirac_weight_backward(
         grad, weight, alpha, beta, norm, eps=eps, identity=identity, groups=groups
     )
@@ -174,7 +174,7 @@ class _WeightPreps(torch.autograd.Function):
         def alone(grad: Tensor, layer: LayerTensors, groups: int) -> Sequence[Tensor]:
             if torch.is_grad_enabled():  # gradients of gradients: in operations that torch differentiates
                 return backward_twin(grad, *layer, None, net.eps, identity, groups)
-            norm = torch_backend.row_norms(layer[0])
+            norm = torch_backend.row_norms(layer[0], net.eps)
             return weight_prep_backward(grad, *layer, norm, net.eps, identity, groups)
 
         gradients = [

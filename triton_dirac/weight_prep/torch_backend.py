@@ -16,16 +16,17 @@ from triton_dirac.runtime.tracing import is_traced, is_transformed
 
 # Squares of 1e18, this many of them, still fit float32; longer sums are finished in float64.
 _NORM_CHUNK = 256
+_LEAST = 1e-18  # what squares of smaller numbers lack in float32 shows in their norm
 
 
-def row_norms(weight: Tensor) -> Tensor:
-    """||W_k||_2 per filter, (K,), in float32 (float64 for float64) for filters of 1e-30 to 1e18 alike."""
+def row_norms(weight: Tensor, eps: float = 0.0) -> Tensor:
+    """||W_k||_2 per filter, (K,), in float32 (float64 for float64), right from ``eps`` on up to filters of 1e18."""
     if weight.dtype == torch.float64:
         return torch.linalg.vector_norm(weight.flatten(1), dim=1)
     rows = weight.flatten(1).float()
     length = rows.shape[1]
     chunk = next((size for size in range(min(_NORM_CHUNK, length), 31, -1) if length % size == 0), 0)
-    if chunk == 0:
+    if chunk == 0 or eps < _LEAST:
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).float()
     partial = torch.linalg.vector_norm(torch.unflatten(rows, 1, (-1, chunk)), dim=2)
     return torch.linalg.vector_norm(partial, dim=1, dtype=torch.float64).float()
@@ -39,7 +40,7 @@ def dirac_weight_forward(
     weight: Tensor, alpha: Tensor, beta: Tensor, *, eps: float, identity: bool, groups: int
 ) -> tuple[Tensor, Tensor]:
     """(What, norms) in the norms' dtype, step by step."""
-    norm = row_norms(weight)
+    norm = row_norms(weight, eps)
     scale = _filters_first(beta.to(norm.dtype) / norm.clamp_min(eps), weight.dim())
     prepared = weight.to(norm.dtype) * scale
     if identity:
@@ -61,7 +62,7 @@ class _DiracWeight(torch.autograd.Function):
     def backward(ctx, grad):
         weight, alpha, beta, norm = ctx.saved_tensors
         if torch.is_grad_enabled():  # double backward: let torch see every step, the norm's too
-            norm = row_norms(weight)
+            norm = row_norms(weight, ctx.eps)
         gradients = dirac_weight_backward(
             grad, weight, alpha, beta, norm, eps=ctx.eps, identity=ctx.identity, groups=ctx.groups
         )
