@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from triton_dirac import models
+from triton_dirac.module_checks import positive_integer
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,14 @@ def register_net(
     the suite "conv" alone.
 
     Raises:
-        ValueError: the name is taken, is empty or holds a comma; image_size or batch is no positive integer.
+        ValueError: the name is taken, is empty or holds a comma; image_size or batch is no positive integer
+            below 2 ** 31.
     """
     if not name or "," in name:
         raise ValueError(f"name must be non-empty and without commas, got {name!r}")
     if name in NETS:
         raise ValueError(f"a net named {name!r} is registered already; choose another name than {', '.join(NETS)}")
-    for option, value in (("image_size", image_size), ("batch", batch)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{option} must be a positive integer, got {value!r}")
-    NETS[name] = Net(build, image_size, batch, by_default)
+    NETS[name] = Net(build, positive_integer("image_size", image_size), positive_integer("batch", batch), by_default)
 
 
 @cache

@@ -44,11 +44,11 @@ class SignatureCache(Generic[Value]):
         """The value kept for tensors like these, or None. Not for code that somebody traces: see ``observed``."""
         try:
             alike = self._values[key]
-        except (KeyError, TypeError):  # a list among the options has no hash
+            for tensor in tensors:
+                if tensor.is_nested:  # a guard asks for its strides, and that ends the process
+                    return None
+        except (KeyError, TypeError, AttributeError):  # a list has no hash and is no tensor
             return None
-        for tensor in tensors:
-            if tensor.is_nested:  # a guard asks for its strides, and that ends the process
-                return None
         for is_like, value in alike:
             if is_like(*tensors):
                 return value
