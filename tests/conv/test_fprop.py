@@ -26,6 +26,7 @@ from triton_dirac.conv.config import Config
 from triton_dirac.conv.epilogue import ACTIVATIONS, Epilogue
 from triton_dirac.conv.fprop import fprop, plan_fprop
 from triton_dirac.conv.problem import ConvProblem
+from triton_dirac.conv.taps import vector_width
 
 
 def check(problem, config, device, dtype=torch.float32, activation=None, precision="ieee", alpha=True):
@@ -154,6 +155,12 @@ def test_bitwise_equal_from_run_to_run(device):
     case = Case(BATCHED["batch"], torch.float32, device)
     first, second = (fprop(case.x, case.w, case.problem, case.epilogue(), config=BATCH) for _ in "ab")
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("size, width", [(64, 16), (24, 8), (34, 2), (17, 1)])
+def test_vectors_are_the_widest_that_divide(size, width):
+    """Numbers do not tell: what is not a power of two, the compiler would load element by element."""
+    assert vector_width(size) == width
 
 
 def meta(problem: ConvProblem, dtype=torch.float16):

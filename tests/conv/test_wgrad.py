@@ -39,6 +39,7 @@ BATCHED_SUMS = {
 FILTER_ROWS = {
     "a filter row that ends amid a tile": ConvProblem(16, 8, 4, 5, 40, 3, 3, padding=ONE),
     "a filter row narrower than a tile": ConvProblem(16, 8, 3, 3, 8, 2, 1, padding=(1, 0, 0, 0)),
+    "a tap of the row alone reads at either end": ConvProblem(16, 8, 1, 4, 16, 1, 3, padding=(0, 0, 2, 2)),
     "dilated rows, few images": ConvProblem(5, 16, 6, 4, 16, 3, 2, padding=(2, 2, 0, 1), dilation=(2, 1)),
 }
 
@@ -84,21 +85,37 @@ def test_tile_leaves_what_descriptors_cannot_read_to_another_loader(name, device
     check(BATCHED[name], torch.float16, device, config=TWO_PARTS)
 
 
-def test_columns_that_two_tiles_share_are_the_same_in_both(device):
-    """In every split: either tile may be the last to write. The last of 40 channels' 3 taps in tiles of 32 columns lies
-    in the last tap, its neighbour in two, and each could leave out pixels that the other reads."""
-    problem = ConvProblem(16, 40, 4, 4, 16, 1, 3, padding=(0, 0, 1, 1))
+@pytest.mark.parametrize("channels, block_n", [(40, 32), (8, 16)], ids=["ends in the last tap", "ends in another"])
+def test_columns_that_two_tiles_share_are_the_same_in_both(channels, block_n, device):
+    """In every split: either tile may be the last to write. The last tile of the 3 taps' columns begins in another tap
+    than its neighbour, which may end in another one too, and each could leave out pixels that the other reads."""
+    config = replace(TILE, block_n=block_n)
+    problem = ConvProblem(16, channels, 4, 4, 16, 1, 3, padding=(0, 0, 2, 2))
     case = Case(problem, torch.float16, device)
     dy, x = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (case.dy, case.x))
     dw = torch.empty(problem.weight_shape, device=device, memory_format=torch.channels_last)
-    whole, without_last = (torch.zeros(workspace_shape(problem, TILE, 3), device=device) for _ in range(2))
+    whole, without_last = (torch.zeros(workspace_shape(problem, config, 3), device=device) for _ in range(2))
     for workspace in (whole, without_last):
-        launch, _ = plan_wgrad(dy, x, dw, workspace, problem, config=TILE, split_k=3)
+        launch, _ = plan_wgrad(dy, x, dw, workspace, problem, config=config, split_k=3)
         (programs,) = launch.grid
         replace(launch, grid=(programs - (workspace is without_last),)).run()
-    last, neighbour = (workspace.view(3, 16, 120)[-1] for workspace in (whole, without_last))
-    assert not neighbour[:, 96:].any()
-    assert torch.equal(last[:, :96], neighbour[:, :96])
+    last, neighbour = (workspace.view(3, 16, 3 * channels)[-1] for workspace in (whole, without_last))
+    end = 3 * channels // block_n * block_n
+    assert not neighbour[:, end:].any()
+    assert torch.equal(last[:, :end], neighbour[:, :end])
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("side", [0, -1], ids=["top left", "bottom right"])
+@pytest.mark.parametrize("config", [BATCH, TILE], ids=lambda c: c.loader)
+def test_pixels_at_which_a_tap_reads_padding_are_left_out(config, side, device):
+    """Where a tile's columns are of one tap. Multiplied by zeros, an infinite gradient would tell."""
+    problem = ConvProblem(16, 32, 3, 3, 16, 3, 3, padding=ONE)
+    case = Case(problem, torch.float16, device)
+    case.dy[:, :, side] = case.dy[:, :, :, side] = float("inf")
+    finite = wgrad(case.dy, case.x, problem, dtype=torch.float32, config=config).isfinite()
+    assert finite[:, :, side, side].all()
+    assert not finite.flatten(2)[:, :, 1:-1].any()
 
 
 def test_tile_leaves_misaligned_tensors_to_another_loader(device):
