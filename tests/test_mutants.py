@@ -1,10 +1,11 @@
 """The list of mutants: it knows every kernel, and every mutant is a program."""
 
 import ast
+from pathlib import Path
 
 import pytest
 
-from tests.mutants import ROOT, TESTS, changes, mutants
+from tests.mutants import ROOT, SAME, TESTS, changes, mutants
 
 pytestmark = pytest.mark.cpu
 
@@ -28,6 +29,13 @@ def test_every_mutant_is_another_program(file):
     original = ast.dump(ast.parse((ROOT / file).read_text()))
     for mutant in found[:: max(1, len(found) // 40)]:
         assert ast.dump(ast.parse(mutant.source)) != original, str(mutant)
+
+
+@pytest.mark.parametrize("why", SAME)
+def test_what_is_said_to_compute_the_same_is_there(why):
+    files = {Path(file).stem: file for file in TESTS}
+    for name, pattern in SAME[why].items():
+        assert any(mutant.same == why for mutant in mutants(files[name])), f"{name}: {pattern}"
 
 
 @pytest.mark.parametrize(
