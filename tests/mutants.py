@@ -76,6 +76,10 @@ SAME = {
         "gather": r"EVERY_I \* EVERY_J >= 1|\(EVERY_I \+ EVERY_J\) > 1",
         "wgrad_descriptor": r"last_tap = .*\(S \+ 1\)",  # more pixels, at which all taps read zeros
     },
+    "a pixel or tap that is read as zeros, wherever it lies": {
+        "persistent": r"nothing, -2|w, -2\)|nothing, 1, filter_tap",
+    },
+    "of bounds and scales that are safe, the next one": {"rows": r"2\.0\*\*-?(801|1001|601|81|121|101)\b|3\.0\*\*120"},
     "channels come in eights": {"wgrad_descriptor": r"last_tap = .*COLUMNS - 2"},
     "no zero is negative: sums begin with one that is not": {"epilogue": r"z <= 0"},
     "nothing has no error, whatever is allowed": {"tolerance": r"numel\(\) else 1.0"},

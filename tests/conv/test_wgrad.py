@@ -30,6 +30,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # filters and its columns taps and channels, which along a filter row are what a tile of the tile loader reads.
 SUMS = {
     "splits that begin amid rows and images": ConvProblem(3, 8, 7, 7, 8, 3, 3, padding=ONE),
+    "strided images, several to a split": ConvProblem(5, 8, 7, 5, 8, 3, 3, stride=(2, 2), padding=ONE),
     "five tiles of filters by three of columns": ConvProblem(1, 80, 5, 5, 129, 1, 1),
 }
 BATCHED_SUMS = {

@@ -147,6 +147,26 @@ def test_squares_that_leave_float64(magnitude, device):
     torch.testing.assert_close(out, dirac_weight(weight, alpha, beta), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype, powers", [(torch.float32, (-70, 62)), (torch.float64, (-500, 505))], ids=str)
+@pytest.mark.parametrize("channels", [5, 921], ids=["short", "long"])
+def test_norms_of_rows_scaled_by_a_power_of_two_are_scaled_exactly(channels, dtype, powers, device):
+    """Squares of the scaled rows leave the dtype, or nearly."""
+    weight, alpha, beta = parameters((16, channels, 3, 3), dtype, device)
+    _, norm = weight_prep(weight, alpha, beta)
+    for power in powers:
+        _, scaled = weight_prep(weight * 2.0**power, alpha, beta)
+        assert torch.equal(scaled, norm * 2.0**power)
+
+
+@pytest.mark.parametrize("channels", [910, 921], ids=["short", "long"])
+def test_squares_that_have_few_bits(channels, device):
+    """Their sum is a normal number, but each is 600 times the smallest float32 and a half: 600 or 601."""
+    smallest = 2.0**-149
+    weight = torch.full((1, channels, 3, 3), math.sqrt(600.5 * smallest), device=device)
+    _, norm = weight_prep(weight, torch.ones(1, device=device), torch.ones(1, device=device))
+    torch.testing.assert_close(norm.double(), weight.double().flatten(1).norm(dim=1), rtol=1e-6, atol=0)
+
+
 def test_float64_is_float64(device):
     weight, alpha, beta = parameters((3, 460, 3, 3), torch.float64, device)
     assert weight[0].numel() > LONGEST_ROW[8]
