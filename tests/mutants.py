@@ -64,7 +64,7 @@ SAME = {
         "gather": r"((channel < C|index < TOTAL)\).*|known), other=1.0",
         "wgrad_kernels": r"((images|rows_left)\).*|pointer, mask=mask), other=1.0",
         "direct": r"(is_[kc].*|mask), other=1.0",
-        "rows": r"(alpha|beta) = .*other=1.0|norm = .*other=2.0|(unit|grad|w|scaled|partial) \+?= .*other=1.0",
+        "rows": r"\b(alpha|beta) = .*other=1.0|norm = .*other=2.0|(unit|grad|w|scaled|partial) \+?= .*=mask, other=1.0",
     },
     "is replaced before anything reads it": {
         "descriptor": r"extra = 1$",
