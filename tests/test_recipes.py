@@ -19,8 +19,10 @@ from bench import contenders, nets, test_conv
 from bench.compile import __main__ as command
 from bench.compile import configs, jobs
 from bench.compile.run import rows_of
+from bench.gpu import call_checks
 from bench.layers import layers
 from tests.bench.test_contenders import NARROWING, WIDENING, assert_right
+from tests.examples import add_kernel
 from triton_dirac.conv import configs as tables
 from triton_dirac.conv.config import Config
 from triton_dirac.runtime import targets
@@ -172,7 +174,7 @@ print(Path(td.__file__).parent, checked)
 def test_kernel(monkeypatch):
     """In all dtypes that are compiled unasked."""
     monkeypatch.setattr(jobs, "KERNELS", dict(jobs.KERNELS))
-    exec(recipe("A kernel"), {"KERNELS": jobs.KERNELS})
+    exec(blocks("A kernel")[0], {"KERNELS": jobs.KERNELS})
     layer = next(layer for layer in layers("DiracNet-28-10") if layer.has_identity)
     selected = [
         job for dtype in command.DTYPES[:3] for job in jobs.jobs_of_layer(layer, ["filter_norms"], dtype, "cuda:90")
@@ -182,3 +184,15 @@ def test_kernel(monkeypatch):
     for row in found:
         assert row["ok"], row["error"]
         assert (row["kernel"], row["config"], row["spills"]) == ("filter_norms", "256 w4", 0)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_kernel_s_check_on_a_gpu(wrong):
+    """Here in the interpreter; and with a definition that is another, which it must tell."""
+    _, function, line = blocks("A kernel")
+    definition = (lambda weight: add_kernel.definition(weight) + 1e-3) if wrong else add_kernel.definition
+    file = vars(call_checks) | {"filter_norms": add_kernel.filter_norms, "definition": definition}
+    exec(f"{function}\ndef checks():\n{line}", file)
+    (check,) = file["checks"]()
+    (error,) = check.run(torch.device("cpu"))
+    assert error.passed is not wrong, error
