@@ -30,6 +30,7 @@ PROBLEMS = {
     "groups of 4, stride 2, dilation": ConvProblem(1, 8, 8, 9, 8, 3, 3, (2, 2), (2, 1, 2, 2), (2, 2), 2),
     "one group": ConvProblem(2, 3, 5, 5, 4, 2, 2, (1, 3)),
     "stride beyond the window": ConvProblem(1, 4, 7, 7, 4, 1, 1, (3, 3), groups=4),
+    "many images to a step": ConvProblem(150, 2, 3, 3, 2, 2, 2, groups=2),
     "one pixel": ConvProblem(3, 1, 3, 3, 1, 3, 3),
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -26,7 +26,7 @@ from triton_dirac.conv.config import Config
 from triton_dirac.conv.epilogue import ACTIVATIONS, Epilogue
 from triton_dirac.conv.fprop import fprop, plan_fprop
 from triton_dirac.conv.problem import ConvProblem
-from triton_dirac.conv.taps import vector_width
+from triton_dirac.conv.taps import tap_bits, vector_width
 
 
 def check(problem, config, device, dtype=torch.float32, activation=None, precision="ieee", alpha=True):
@@ -161,6 +161,13 @@ def test_bitwise_equal_from_run_to_run(device):
 def test_vectors_are_the_widest_that_divide(size, width):
     """Numbers do not tell: what is not a power of two, the compiler would load element by element."""
     assert vector_width(size) == width
+
+
+@pytest.mark.parametrize("most, bits", [((3, 3), 32), ((1, 30), 32), ((15, 15), 32), ((1, 31), 64), ((16, 2), 64)])
+def test_taps_are_walked_in_the_narrowest_integer(most, bits):
+    """Numbers do not tell: a wider one is right and takes more registers."""
+    integer, _ = tap_bits(*most)
+    assert integer.primitive_bitwidth == bits
 
 
 def meta(problem: ConvProblem, dtype=torch.float16):

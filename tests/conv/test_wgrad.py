@@ -64,6 +64,10 @@ def test_pixel_order(problem, split_k, device):
     check(problem, torch.float32, device, config=GATHER, split_k=split_k)
 
 
+def test_the_last_group_of_tiles_is_of_those_that_are_left(device):
+    check(SUMS["five tiles of filters by three of columns"], torch.float32, device, config=replace(GATHER, group_m=2))
+
+
 @pytest.mark.parametrize("problem, split_k", split(BATCHED, BATCHED_SUMS))
 def test_batch_order(problem, split_k, device):
     check(problem, torch.float32, device, config=BATCH, split_k=split_k)
