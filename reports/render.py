@@ -39,20 +39,13 @@ def render(report: Report) -> dict[str, str]:
     """Relative path -> content of every text file: index.html, summary.md, full.md, tables/*.csv, figures/*.svg."""
     drawings = page.charts(report)
     svgs = {name: chart.svg(*charts) for name, charts in drawings.items()}
-    shown = {
-        name: {
-            "wide": Markup(svg.inline(svgs[name], f"{name}-w")),
-            "narrow": Markup(svg.inline(chart.svg(*charts, narrow=True), f"{name}-n")),
-            "label": "; ".join(dict.fromkeys(one.label for one in charts)),
-        }
-        for name, charts in drawings.items()
-    }
-    roofs = {
-        f"roofline-{number}": roofline.svg(roof)
-        for number, roof in enumerate(roofline.roofs(report.comparisons, report.results.runs), 1)
-    }
+    shown = {name: _themed(name, svgs[name], chart.svg(*charts, narrow=True)) for name, charts in drawings.items()}
+    for number, roof in enumerate(roofline.roofs(report.comparisons, report.results.runs), 1):
+        name = f"roofline-{number}"
+        svgs[name] = roofline.svg(roof)
+        shown[name] = _themed(name, svgs[name], roofline.svg(roof, narrow=True))
     context: dict[str, Any] = {
-        "roofs": [Markup(svg.inline(text, name)) for name, text in roofs.items()],
+        "roofs": [name for name in shown if name.startswith("roofline-")],
         "report": report,
         "headline": headline(report),
         "environments": tables.environments(report.results),
@@ -86,7 +79,7 @@ def render(report: Report) -> dict[str, str]:
         "full.md": environment(markdown=True).get_template("full.md.j2").render(context),
         "index.html": environment().get_template("index.html.j2").render(context),
     }
-    rendered |= {f"figures/{name}.svg": text for name, text in (svgs | roofs).items()}
+    rendered |= {f"figures/{name}.svg": text for name, text in svgs.items()}
     return rendered | {f"tables/{name}.csv": text for name, text in csv(report).items()}
 
 
@@ -194,6 +187,11 @@ def environment(*, markdown: bool = False) -> Environment:
     made.filters |= {"short": "{:.5g}".format, "time": time, "ratio": ratio, "number": number, "rates": rates}
     made.globals |= {"span": span, "beside": beside, "problem": tables.describe_problem}
     return made
+
+
+def _themed(name: str, wide: str, narrow: str) -> dict[str, Markup]:
+    """A picture for the page, as wide screens and as phones show it."""
+    return {"wide": Markup(svg.inline(wide, f"{name}-w")), "narrow": Markup(svg.inline(narrow, f"{name}-n"))}
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

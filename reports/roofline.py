@@ -6,6 +6,7 @@ min(flop/s of a large matmul, bytes/s of a large copy * flops / bytes), under a 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from reports import ceilings
-from reports.chart import BEHIND, RC, ticks
+from reports.chart import RC, ticks
 from reports.drawing import Figure, plain
 from reports.svg import BAD, EVEN, GOOD, INK, MUTED, RULE, Marks, document
 
@@ -30,15 +31,17 @@ def roofs(comparisons: pd.DataFrame, runs: list[dict[str, Any]]) -> list[dict[st
         shown = part[(part["flops"] > 0) & (part["bytes"] > 0) & part["flop_per_s"].notna()]
         if np.isfinite([peak, copy]).all() and len(shown):
             gpu = environment.get("gpu") or environment.get("cpu") or "machine not stated"
-            found.append({"title": f"{gpu}, {dtype}", "peak": peak, "copy": copy, "rows": shown})
+            title = ", ".join(filter(None, (gpu, dtype, runs[int(run)]["file"] if len(runs) > 1 else "")))
+            found.append({"title": title, "peak": peak, "copy": copy, "rows": shown})
     return found
 
 
-def svg(roof: Mapping[str, Any]) -> str:
-    """One roof and what lies under it, as an SVG with a title and a text alternative."""
+def svg(roof: Mapping[str, Any], *, narrow: bool = False) -> str:
+    """One roof and what lies under it, as an SVG with a title and a text alternative; ``narrow``: for a phone."""
+    width, height, head = (3.75, 4.0, 1.05) if narrow else (7.6, 4.2, 0.6)  # inches
     with plain(RC):
-        figure = Figure(figsize=(7.6, 4.2))
-        axes = figure.add_axes((0.1, 0.14, 0.87, 0.72))
+        figure = Figure(figsize=(width, height))
+        axes = figure.add_axes((0.7 / width, 0.6 / height, (width - 0.9) / width, (height - 0.6 - head) / height))
         rows = roof["rows"]
         intensity, rate = rows["flops"] / rows["bytes"], rows["flop_per_s"] / TERA
         ridge = roof["peak"] / roof["copy"]
@@ -52,22 +55,28 @@ def svg(roof: Mapping[str, Any]) -> str:
             if chosen.any():
                 look: Any = {"filled": True, "size": 4.0, "alpha": 0.7, "label": name}
                 axes.add_line(Marks(intensity[chosen], rate[chosen], marker, colour, **look))
-        axes.autoscale_view()
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.autoscale_view()
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            values = ticks(*limits, 7)
+            values = ticks(*limits, 5 if narrow else 7)
             axis.set_ticks(values, [f"{value:g}" for value in values])
             axis.set_ticks([], minor=True)
         axes.tick_params(colors=MUTED)
         axes.grid(color=RULE, lw=0.5)
         axes.set_xlabel("least flops / least bytes")
         axes.set_ylabel("TFLOP/s")
-        legend = axes.legend(frameon=True, fontsize=8, labelcolor=MUTED, loc="lower right")
-        legend.get_frame().set(facecolor=BEHIND["facecolor"], edgecolor="none")
-        figure.text(0.016, 0.97, f"Roofline: {roof['title']}", fontsize=11, weight="bold", va="top")
-        figure.text(0.016, 0.91, "measured; one mark per layer, pass and contender", fontsize=8, color=MUTED, va="top")
-        return document(figure, f"Roofline: {roof['title']}", described(roof))
+        end, side = (0.12 / width, "left") if narrow else (1 - 0.12 / width, "right")
+        figure.legend(  # above the axes, where no mark can lie
+            loc=f"lower {side}", bbox_to_anchor=(end, 1 - head / height), ncols=4, frameon=False, fontsize=8,
+            labelcolor=MUTED, handlelength=1.2, handletextpad=0.4, columnspacing=1.0, borderaxespad=0.2,
+        )  # fmt: skip
+        left, title = 0.12 / width, f"Roofline: {roof['title']}"
+        shown, size = (textwrap.shorten(title, 48, placeholder="…"), 9.0) if narrow else (title, 11.0)
+        figure.text(left, 1 - 0.12 / height, shown, fontsize=size, weight="bold", va="top")
+        label = "measured; one mark per layer, pass and contender"
+        figure.text(left, 1 - 0.36 / height, label, fontsize=8, color=MUTED, va="top")
+        return document(figure, title, described(roof))
 
 
 def described(roof: Mapping[str, Any]) -> str:

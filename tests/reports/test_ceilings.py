@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from reports import ceilings, tables, verdict
+from reports import ceilings, roofline, tables, verdict
 from reports.load import load
 from reports.render import render
 from reports.report import build
@@ -72,6 +72,23 @@ def test_the_roofline_is_drawn_where_there_are_ceilings_and_says_the_shares(writ
     files = render(build(load([written])))
     assert not [name for name in files if "roofline" in name]
     assert 'id="roofline"' not in files["index.html"]
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_roofline_s_legend_lies_above_all_marks(tmp_path, document, narrow):
+    """Inside the axes it lay over the slowest: a training step's baseline was not to be seen."""
+    document["benchmarks"].append(entry("slow", 1.0, flops=60e9, bytes=1e3))
+    files = [tmp_path / name for name in ("a.json", "b.json")]
+    for file in files:
+        file.write_text(json.dumps(document))
+    report = build(load(files))
+    first, second = roofline.roofs(report.comparisons, report.results.runs)
+    assert (first["title"], second["title"]) == ("H200, bfloat16, a.json", "H200, bfloat16, b.json")
+    text = roofline.svg(first, narrow=narrow)
+    legend = [float(y) for y in re.findall(r'y="(\S+)" transform="[^"]*">(?:measured ceilings|baseline|others)<', text)]
+    marks = [float(y) for path in re.findall(r'd="M([^"]*)h0"', text) for y in path.split()[1::2]]
+    assert (len(legend), len(marks)) == (3, 3)
+    assert max(legend) < min(marks)
 
 
 def test_ceilings_are_said_for_both_loads_and_warnings_are_shown(written):
