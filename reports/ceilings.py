@@ -48,7 +48,7 @@ def described(environment: Mapping[str, Any]) -> str:
         f"{name} {_with_prefix(loads['short'], unit)} ({_with_prefix(loads['sustained'], unit)} sustained)"
         for name, loads in stated.items()
         for unit in ["B/s" if name == "copy" else "FLOP/s"]
-        if isinstance(loads, Mapping) and {"short", "sustained"} <= loads.keys()
+        if isinstance(loads, Mapping) and _is_rate(loads.get("short")) and _is_rate(loads.get("sustained"))
     )
 
 
@@ -56,8 +56,12 @@ def short(environment: Mapping[str, Any], name: str) -> float:
     """The ceiling of this name under a short load; NaN where none is stated."""
     stated = environment.get("ceilings")
     loads = stated.get(name) if isinstance(stated, Mapping) else None
-    value = loads.get("short") if isinstance(loads, Mapping) else None
-    return float(value) if isinstance(value, int | float) and value > 0 else np.nan
+    value: Any = loads.get("short") if isinstance(loads, Mapping) else None
+    return float(value) if _is_rate(value) else np.nan
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _with_prefix(value: float, unit: str) -> str:

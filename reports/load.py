@@ -35,8 +35,8 @@ BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what they raise of a
 # What tells one measurement from another: rows that agree in these are compared with each other.
 WHERE = ["run", "suite", "pass", "net", "layer", "dtype"]
 
-TEXT, NUMBER, WHOLE, TRUTH, PROBLEM, OTHER = "text", "number", "whole", "truth", "problem", "other"
-SIZES = ("N", "C", "H", "W", "K", "R", "S")  # of a problem
+TEXT, NUMBER, ERROR, WHOLE, TRUTH, PROBLEM, OTHER = "text", "number", "error", "whole", "truth", "problem", "other"
+SIZES = set("NCHWKRS")  # of a problem
 DEEPEST = 20  # levels of lists and objects: ours have six, and Python's own limit depends on who calls
 BENCHMARK_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
@@ -46,7 +46,7 @@ BENCHMARK_COLUMNS = {
 }  # fmt: skip
 ACCURACY_COLUMNS = {
     "run": NUMBER, "suite": TEXT, "pass": TEXT, "net": TEXT, "layer": TEXT, "dtype": TEXT, "contender": TEXT,
-    "tensor": TEXT, "executed_by": TEXT, "error": NUMBER, "scale": NUMBER, "torch_error": NUMBER,
+    "tensor": TEXT, "executed_by": TEXT, "error": ERROR, "scale": ERROR, "torch_error": ERROR,
     "passed": TRUTH, "problem": PROBLEM, "beta": NUMBER, "filters_scale": NUMBER,
 }  # fmt: skip
 NOT_RUN_COLUMNS = {
@@ -212,7 +212,8 @@ def _result_rows(path: Path, content: Mapping[str, Any]) -> dict[str, list[dict[
         _need(path, f"{where}: stats", stats, "data")
         samples = _samples(path, where, stats["data"])
         parts = _processes(path, where, info, samples)
-        found = {"nets": _nets(path, where, info), "mhz": _mhz(info), "samples": samples, "processes": parts}
+        nets = _nets(path, where, info)
+        found = {"nets": nets, "count": sum(nets.values()), "mhz": _mhz(info), "samples": samples, "processes": parts}
         benchmarks.append({**info, **found})
     accuracy, not_run = _objects(path, content, "accuracy"), _objects(path, content, "not_run")
     counted, tuned = _objects(path, content, "counted"), _objects(path, content, "tuned")
@@ -317,7 +318,7 @@ def _column(path: Path, rows: Sequence[Mapping[str, Any]], name: str, kind: str)
 
 def _frame(columns: Mapping[str, list[Any]], kinds: Mapping[str, str]) -> pd.DataFrame:
     """The converted columns as a frame."""
-    types = {NUMBER: float, WHOLE: float, TRUTH: bool}
+    types = {NUMBER: float, ERROR: float, WHOLE: float, TRUTH: bool}
     return pd.DataFrame(
         {
             name: pd.Series(columns[name], dtype=types.get(kind, object))  # type: ignore[call-overload]
@@ -330,6 +331,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_from_0(value: Any) -> bool:
+    """NaN too: it says that there is none."""
+    return _is_number(value) and not value < 0
+
+
 def _is_whole(value: Any) -> bool:
     """Also 3.0: that is how some programs write 3."""
     if type(value) is int:
@@ -338,15 +344,18 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_problem(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(_is_whole(value[name]) for name in SIZES if name in value)
+    return isinstance(value, Mapping) and all(
+        _is_whole(value[name]) and value[name] >= 0 for name in SIZES & value.keys()
+    )
 
 
 # kind -> (what is accepted, in words and as a check; the value in a frame; what stands for a missing one)
 CONVERSIONS: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any], Any]] = {
     TEXT: ("text", lambda value: isinstance(value, str) or _is_number(value), str, ""),
-    NUMBER: ("a number", _is_number, float, np.nan),
-    WHOLE: ("a whole number", _is_whole, float, np.nan),
-    PROBLEM: ("an object, its sizes whole numbers", _is_problem, dict, None),
+    NUMBER: ("a number from 0 on", lambda value: _is_from_0(value) and value != np.inf, float, np.nan),
+    ERROR: ("a number from 0 on", _is_from_0, float, np.nan),
+    WHOLE: ("a whole number from 0 on", lambda value: _is_whole(value) and value >= 0, float, np.nan),
+    PROBLEM: ("an object, its sizes whole numbers from 0 on", _is_problem, dict, None),
 }
 
 

@@ -111,7 +111,7 @@ def precision(results: Results) -> pd.DataFrame:
 def counted(results: Results) -> pd.DataFrame:
     """Launches and bytes of whole calls; ``over_least`` is bytes / least_bytes."""
     frame = results.counted
-    return frame.assign(over_least=frame["bytes"] / frame["least_bytes"])
+    return frame.assign(over_least=frame["bytes"] / frame["least_bytes"].replace(0, np.nan))
 
 
 def moved(results: Results) -> pd.DataFrame:
@@ -262,7 +262,11 @@ def _clocks(stated: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
         return []
     pairs = [(str(key), before[key], after[key]) for key in before if key in after]
-    return [(key, float(a), float(b)) for key, a, b in pairs if _is_number(a) and _is_number(b)]
+    return [
+        (key, float(a), float(b))
+        for key, a, b in pairs
+        if _is_number(a) and _is_number(b) and np.isfinite([a, b]).all()
+    ]
 
 
 def _batches(results: Results, run: int) -> list[tuple[str, str]]:

@@ -7,11 +7,12 @@ import random
 
 import pytest
 
+from reports import journal
 from reports.__main__ import main
 from reports.load import ReportError, load
 from reports.render import render
 from reports.report import build
-from tests.reports.reports_data import benchmark, compile_table, cpu_results, loop_table
+from tests.reports.reports_data import benchmark, check, compile_table, cpu_results, loop_table
 
 PLACE = ("conv", "fprop", "Net", "layer", "float16", "cudnn")
 
@@ -84,10 +85,17 @@ def test_nets_that_map_to_no_number(tmp_path, nets):
     [
         ({"published_batch": 1.5}, "`published_batch` is 1.5; accepted is a whole number"),
         ({"published_batch": True}, "`published_batch` is True; accepted is a whole number"),
-        ({"flops": "1e9"}, "`flops` is '1e9'; accepted is a number"),
-        ({"bytes": [1]}, "`bytes` is [1]; accepted is a number"),
+        ({"flops": "1e9"}, "`flops` is '1e9'; accepted is a number from 0 on"),
+        ({"bytes": [1]}, "`bytes` is [1]; accepted is a number from 0 on"),
+        ({"peak_bytes": -1}, "`peak_bytes` is -1; accepted is a number from 0 on"),
+        ({"flops": math.inf}, "`flops` is inf; accepted is a number from 0 on"),
+        ({"published_batch": -128}, "`published_batch` is -128; accepted is a whole number from 0 on"),
         ({"label": {"a": 1}}, "`label` is {'a': 1}; accepted is text"),
-        ({"problem": {"N": None}}, "`problem` is {'N': None}; accepted is an object, its sizes whole numbers"),
+        (
+            {"problem": {"N": None}},
+            "`problem` is {'N': None}; accepted is an object, its sizes whole numbers from 0 on",
+        ),
+        ({"problem": {"N": -1}}, "`problem` is {'N': -1}; accepted is an object, its sizes whole numbers from 0 on"),
         ({"problem": {"N": 0.5}}, "`problem` is {'N': 0.5}; accepted is an object, its sizes whole numbers"),
         ({"problem": "large"}, "`problem` is 'large'; accepted is an object"),
         ({"nets": {"Net": 1.5}}, "extra_info.nets must map nets to how often"),
@@ -126,6 +134,45 @@ DEEP = "[" * 30 + "]" * 30
 )
 def test_json_that_no_table_or_page_can_hold(tmp_path, text, expected):
     assert expected in refused(tmp_path, text)
+
+
+def test_an_error_may_be_infinite_and_no_less_than_nothing(tmp_path):
+    """What a wrong result is off by may be no number: that is why it is wrong."""
+    file = tmp_path / "input.json"
+    for error in (math.inf, math.nan):
+        file.write_text(json.dumps({"benchmarks": [], "accuracy": [check(*PLACE, error=error, passed=False)]}))
+        assert not load([file]).accuracy["passed"].any()
+    message = refused(tmp_path, {"benchmarks": [], "accuracy": [check(*PLACE, error=-1.0)]})
+    assert "`error` is -1.0; accepted is a number from 0 on" in message
+
+
+def test_a_layer_counts_as_often_as_its_nets_have_it(tmp_path):
+    """``count`` by itself, -5 say, would be a weight of means."""
+    file = tmp_path / "input.json"
+    file.write_text(json.dumps({"benchmarks": [benchmark(*PLACE, [1.0], nets={"A": 4, "B": 6}, count=-5)]}))
+    assert list(load([file]).benchmarks["count"]) == [10]
+
+
+STARTED = [{"environment": {"gpu": "G"}}, {"started": ["conv", "fprop"]}, {"started": ["conv", "dgrad"]}]
+
+
+@pytest.mark.parametrize(
+    "lines, cut, expected",
+    [
+        (STARTED, "", ["Begun and not finished: conv fprop, conv dgrad."]),
+        ([*STARTED, {"row": ["conv", "fprop"]}], '{"row": ["conv", "dgr', ["Begun and not finished: conv dgrad."]),
+        (
+            [*STARTED, {"row": ["conv", "fprop"]}, {"faulted": ["conv", "dgrad"]}, {"warning": "the GPU is lost"}],
+            "",
+            ["the GPU is lost"],
+        ),
+        ([{"environment": {}}], '{"row": [', ["The last line was cut off: what it held is not here."]),
+        ([{"row": ["conv"]}], '{"row": [', ["The last line was cut off: what it held is not here."]),
+    ],
+)
+def test_what_a_journal_was_ended_in_is_said(lines, cut, expected):
+    found = journal.document("".join(json.dumps(line) + "\n" for line in lines) + cut)
+    assert found["environment"]["warnings"] == expected
 
 
 def test_a_byte_order_mark_is_no_content(tmp_path):
