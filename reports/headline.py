@@ -17,7 +17,11 @@ def headline(report: Report) -> list[str]:
 
 def _times(report: Report) -> str:
     comparisons = report.comparisons
-    if len(comparisons) and comparisons["ours"].any():
+    if comparisons.empty:
+        return "Nothing was timed here."
+    if set(comparisons["verdict"]) <= {verdict.BASELINE, verdict.NO_BASELINE}:
+        return "Nothing is compared here: what was timed has nothing beside it that it could be compared with."
+    if comparisons["ours"].any():
         tally = comparisons[comparisons["ours"]]["verdict"].value_counts()
         counts = {word: int(tally.get(word, 0)) for word in verdict.TALLIED}
         text = (
@@ -26,9 +30,7 @@ def _times(report: Report) -> str:
             f"undecided in {counts['ambiguous']}."
         )
         return text + (f" Wrong, and so without a time: {counts['wrong']}." if counts["wrong"] else "")
-    if len(comparisons):
-        return "No Triton kernel was timed here; the times compare what this machine can run."
-    return "Nothing was timed here."
+    return "No Triton kernel was timed here; the times compare what this machine can run."
 
 
 def _worst(comparisons: pd.DataFrame) -> str:

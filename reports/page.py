@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports import chart, figures, rerun, tables, verdict
 from reports.report import Report
 
+WAY = ["run", "suite", "device", "clock", "label"]
 EXTREMES = 8  # how many of the largest wins and of the largest losses are named
 LONGEST_STEM = 40  # of a file's name: suites are named by whoever wrote the results
 
 
 def charts(report: Report) -> dict[str, list[chart.Chart]]:
     """File stem -> charts to draw there; "overview" first, the README's picture."""
-    speed = []
-    if len(report.comparisons):
-        for (_, suite, baseline), part in report.comparisons.groupby(["run", "suite", "baseline"], sort=False):
-            speed.append((f"{suite} against {baseline}", part))
+    speed, by_suite = [], _by_suite(report.comparisons)
+    ways = Counter(key[:2] for key, _ in by_suite)
+    for (run, suite, *way), of in by_suite:
+        told = [word for word in way if word and ways[run, suite] > 1]
+        for baseline, part in of.groupby("baseline", sort=False):
+            speed.append((" · ".join([f"{suite} against {baseline}", *told]), part))
     label = " · ".join(dict.fromkeys(measured(report, *key) for key in _clocks(report)))
     counted = _counted(report)
     first = figures.speed(speed, label)
@@ -35,10 +40,10 @@ def charts(report: Report) -> dict[str, list[chart.Chart]]:
     drawn["loops"] = [floors] if floors else []
     configs = figures.tuning(report.results, _tuned_how(report))
     drawn["tuning"] = [configs] if configs else []
-    for number, ((_, suite), part) in enumerate(_by_suite(report.comparisons)):
+    for number, ((run, suite, *way), part) in enumerate(by_suite):
         by = ["pass", "dtype", *(["baseline"] if part["baseline"].nunique() > 1 else [])]
         headed = [(" · ".join(filter(None, key)), of) for key, of in part.groupby(by, sort=False)]
-        one = figures.speed(headed, measured(report, *part[["run", "device", "clock", "label"]].iloc[0]))
+        one = figures.speed(headed, measured(report, run, *way))
         stem = "".join(letter if letter.isalnum() else "-" for letter in str(suite)).strip("-") or "suite"
         drawn[f"speed-{number + 1}-{stem[:LONGEST_STEM]}"] = [one] if one else []
     return {name: found for name, found in drawn.items() if found}
@@ -52,10 +57,11 @@ def is_figure(stem: str) -> bool:
 
 
 def suites(report: Report) -> list[dict[str, Any]]:
-    """For each run and suite: the groups' geometric means, then every layer, as rows of cells."""
+    """For each run, suite and way of timing: the groups' geometric means, then every layer, as rows of cells."""
     found = []
-    for (run, suite), part in _by_suite(report.comparisons):
-        means = report.groups[(report.groups["run"] == run) & (report.groups["suite"] == suite)]
+    for key, part in _by_suite(report.comparisons):
+        run, suite, device, clock, label = key
+        means = _matching(report.groups, key)
         contenders = _ordered(part)
         nets = []
         for (net, dtype), of in part.groupby(["net", "dtype"], sort=False):
@@ -75,14 +81,14 @@ def suites(report: Report) -> list[dict[str, Any]]:
                 "run": run,
                 "suite": suite,
                 "file": report.results.runs[int(run)]["file"],
-                "baselines": [name for name in contenders if name in set(part["baseline"])],
-                "label": timed_on(report, *part[["run", "device", "clock"]].iloc[0]),
-                "how": part["label"].iloc[0] or "label not stated",
+                "baselines": _baselines(part),
+                "label": timed_on(report, run, device, clock),
+                "how": label or "label not stated",
                 "samples": _samples(part),
                 "summed": contenders,
                 "contenders": [name for name in contenders if name in set(means.get("contender", []))],
                 "means": _mean_rows(means),
-                "totals": _total_rows(report.totals, run, suite),
+                "totals": _total_rows(_matching(report.totals, key)),
                 "nets": nets,
             }
         )
@@ -169,8 +175,13 @@ def timed_on(report: Report, run: float, device: str, clock: str) -> str:
     return " · ".join(str(part) for part in (name or device, clock) if part)
 
 
-def _by_suite(comparisons: pd.DataFrame) -> list[tuple[tuple[float, str], pd.DataFrame]]:
-    return list(comparisons.groupby(["run", "suite"], sort=False)) if len(comparisons) else []
+def _by_suite(comparisons: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
+    """What was timed by another clock, on another device or not at all is a table of its own."""
+    return list(comparisons.groupby(WAY, sort=False)) if len(comparisons) else []
+
+
+def _matching(frame: pd.DataFrame, key: Sequence[Any]) -> pd.DataFrame:
+    return frame[np.logical_and.reduce([frame[name] == of for name, of in zip(WAY, key, strict=True)])]
 
 
 def _clocks(report: Report) -> list[tuple]:
@@ -205,8 +216,12 @@ def tuned(report: Report) -> list[dict[str, Any]]:
 def _ordered(part: pd.DataFrame) -> list[str]:
     """Contenders as columns: the baseline, ours, then the others as they come; those of another baseline after them."""
     found = {row[0]: row for row in part[["contender", "baseline", "ours"]].itertuples(index=False, name=None)}
-    baselines = sorted(set(part["baseline"]), key=lambda name: name.endswith(verdict.GRAPH))
+    baselines = _baselines(part)
     return sorted(found, key=lambda name: (baselines.index(found[name][1]), name != found[name][1], not found[name][2]))
+
+
+def _baselines(part: pd.DataFrame) -> list[str]:
+    return sorted(set(part["baseline"]), key=lambda name: name.endswith(verdict.GRAPH))
 
 
 def _layer_rows(part: pd.DataFrame, contenders: Sequence[str]) -> list[dict[str, Any]]:
@@ -273,11 +288,10 @@ def _mean_rows(means: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _total_rows(totals: pd.DataFrame, run: float, suite: str) -> list[dict[str, Any]]:
+def _total_rows(totals: pd.DataFrame) -> list[dict[str, Any]]:
     """Sums over a net's layers, a row for each net, type and pass."""
-    of = totals[(totals["run"] == run) & (totals["suite"] == suite)]
     rows: dict[tuple, dict[str, Any]] = {}
-    for entry in of.to_dict("records"):
+    for entry in totals.to_dict("records"):
         place = {name: entry[name] for name in ("net", "pass", "dtype")}
         row = rows.setdefault(tuple(place.values()), place | {"cells": {}, "places": entry["places"]})
         row["cells"][entry["contender"]] = entry

@@ -23,16 +23,17 @@ STYLES = (("^", GOOD), ("s", EVEN), ("v", BAD))  # ours, the baseline, others
 
 
 def roofs(comparisons: pd.DataFrame, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each run and dtype with ceilings: the two rates and the measurements under them."""
+    """For each run, dtype and label with ceilings: the two rates and the times under them."""
     found = []
-    for (run, dtype), part in comparisons.groupby(["run", "dtype"], sort=False):
+    for (run, dtype, label), part in comparisons.groupby(["run", "dtype", "label"], sort=False):
         environment = runs[int(run)]["environment"]
         peak, copy = (ceilings.short(environment, name) for name in (dtype, "copy"))
         shown = part[(part["flops"] > 0) & (part["bytes"] > 0) & part["flop_per_s"].notna()]
         if np.isfinite([peak, copy]).all() and len(shown):
             gpu = environment.get("gpu") or environment.get("cpu") or "machine not stated"
-            title = ", ".join(filter(None, (gpu, dtype, runs[int(run)]["file"] if len(runs) > 1 else "")))
-            found.append({"title": title, "peak": peak, "copy": copy, "rows": shown})
+            title = ", ".join(filter(None, (str(gpu), dtype, runs[int(run)]["file"] if len(runs) > 1 else "")))
+            how = label or "label not stated"
+            found.append({"title": title, "label": how, "peak": peak, "copy": copy, "rows": shown})
     return found
 
 
@@ -66,15 +67,15 @@ def svg(roof: Mapping[str, Any], *, narrow: bool = False) -> str:
         axes.grid(color=RULE, lw=0.5)
         axes.set_xlabel("least flops / least bytes")
         axes.set_ylabel("TFLOP/s")
-        end, side = (0.12 / width, "left") if narrow else (1 - 0.12 / width, "right")
         figure.legend(  # above the axes, where no mark can lie
-            loc=f"lower {side}", bbox_to_anchor=(end, 1 - head / height), ncols=4, frameon=False, fontsize=8,
-            labelcolor=MUTED, handlelength=1.2, handletextpad=0.4, columnspacing=1.0, borderaxespad=0.2,
+            loc="lower left" if narrow else "lower right",
+            bbox_to_anchor=((0.12 if narrow else width - 0.12) / width, 1 - head / height), ncols=4, frameon=False,
+            fontsize=8, labelcolor=MUTED, handlelength=1.2, handletextpad=0.4, columnspacing=1.0, borderaxespad=0.2,
         )  # fmt: skip
         left, title = 0.12 / width, f"Roofline: {roof['title']}"
         shown, size = (textwrap.shorten(title, 48, placeholder="…"), 9.0) if narrow else (title, 11.0)
         figure.text(left, 1 - 0.12 / height, shown, fontsize=size, weight="bold", va="top")
-        label = "measured; one mark per layer, pass and contender"
+        label = f"{roof['label']}; one mark per layer, pass and contender"
         figure.text(left, 1 - 0.36 / height, label, fontsize=8, color=MUTED, va="top")
         return document(figure, title, described(roof))
 
@@ -86,4 +87,4 @@ def described(roof: Mapping[str, Any]) -> str:
         for name, of in roof["rows"].groupby("contender", sort=False)
     ]
     rates = f"{roof['peak'] / TERA:.3g} TFLOP/s and {roof['copy'] / TERA:.3g} TB/s"
-    return f"measured; ceilings {rates}; shares of the nearer one: {', '.join(said)}."
+    return f"{roof['label']}; ceilings {rates}; shares of the nearer one: {', '.join(said)}."

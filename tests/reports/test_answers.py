@@ -30,6 +30,7 @@ def test_a_lone_contender_is_its_own_baseline_and_nothing_is_claimed_of_it(tmp_p
     assert rows(out, "overall") == []
     assert [row["verdict"] for row in rows(out, "verdicts")] == ["baseline"]
     text = Page((out / "index.html").read_text()).text
+    assert "Nothing is compared here: what was timed has nothing beside it that it could be compared with." in text
     assert "1.00 s" in text
     assert "nan" not in text.lower().split()
 
@@ -49,6 +50,29 @@ def test_where_there_is_no_interval_that_is_said(tmp_path, small):
     for cell in ("<b>1.00 s</b><small>no interval</small>", "<small>no interval · 800 ms</small>"):
         assert cell in page
     assert "<small></small>" not in page
+
+
+def test_what_is_timed_or_modelled_in_several_ways_is_a_table_for_each(tmp_path):
+    """In one, whose label was the first way's, the sum of a net's layers was the last way's."""
+    ways = [
+        ({"device": "cuda", "clock": "device events", "label": "measured"}, 1.0, "2.00 s"),
+        ({"device": "cpu", "clock": "wall clock", "label": "measured"}, 10.0, "20.0 s"),
+        ({"device": "cuda", "clock": "roofline", "label": "modelled"}, 0.5, "1.00 s"),
+    ]
+    entries = [
+        benchmark("conv", "fprop", "Net", layer, "float16", name, [factor * time] * 7, **way)
+        for way, factor, _ in ways
+        for layer in "ab"
+        for name, time in (("cudnn", 1.0), ("triton", 0.8))
+    ]
+    out = made(tmp_path, {"benchmarks": entries})
+    text = Page((out / "index.html").read_text()).text
+    tables = text[text.rindex("Every layer") :].split("conv against cudnn ")[1:]
+    for table, (way, _, total) in zip(tables, ways, strict=True):
+        assert table.startswith(f"{way['label']} {way['device']} · {way['clock']} · 7 samples a time")
+        assert f"Net fprop · float16 {total}" in table
+        assert table.count("▲ 1.25×") == 3, "the mean and two layers"
+    assert "conv against cudnn · cuda · roofline · modelled: triton 1.25×" in text
 
 
 def test_what_the_intervals_are_made_of_is_said(tmp_path, small):
