@@ -47,7 +47,8 @@ class Change:
     """One row of the comparison. Times in seconds, clocks in MHz; numbers that there are not are None.
 
     ``ratio``, ``low`` and ``high`` are r and its interval, which goes ``over`` processes or samples; ``cycles`` is r in
-    cycles of the GPU's clock instead of seconds; ``processes`` how many there were on either side.
+    cycles of the GPU's clock instead of seconds; ``processes`` how many there were on either side; ``clocks`` says by
+    what either side was timed where that differs.
     """
 
     row: Row
@@ -62,6 +63,7 @@ class Change:
     processes: tuple[int, int] = (0, 0)
     mhz: tuple[float, float] | None = None
     cycles: float | None = None
+    clocks: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def compared(
         was, became = map(middle, times[row])
         known = Change(
             row, verdict.AMBIGUOUS, reasons[row], was, became,
-            processes=(len(before.samples), len(after.samples)), mhz=_clocks(before, after),
+            processes=(len(before.samples), len(after.samples)), mhz=_mhz(before, after), clocks=_clocks(before, after),
         )  # fmt: skip
         samples = None if relative else (before, after)
         changes.append(known if reasons[row] else _judged(known, logs[row], samples, margin, confidence))
@@ -129,9 +131,11 @@ def _incomparable(old: Timed, new: Timed, across: bool) -> str:
     for side in (old, new):
         if len(side.how) > 1:
             return f"timed differently in different processes: {' | '.join(sorted(side.how))}"
-    if old.how != new.how and not across:
-        return f"{', '.join(old.how)} → {', '.join(new.how)}: compared with --across-machines"
-    return ""
+    return "compared with --across-machines" if _clocks(old, new) and not across else ""
+
+
+def _clocks(old: Timed, new: Timed) -> str:
+    return " → ".join(" | ".join(sorted(side.how)) for side in (old, new)) if old.how != new.how else ""
 
 
 def _groups(rows: Sequence[Row]) -> dict[Row, list[Row]]:
@@ -178,7 +182,7 @@ def _fewest(logs: tuple[Logs, Logs]) -> int:
     return min(map(len, logs))
 
 
-def _clocks(old: Timed, new: Timed) -> tuple[float, float] | None:
+def _mhz(old: Timed, new: Timed) -> tuple[float, float] | None:
     return (float(np.mean(old.mhz)), float(np.mean(new.mhz))) if old.mhz and new.mhz else None
 
 

@@ -36,6 +36,7 @@ def document(found: Comparison, options: argparse.Namespace) -> dict[str, Any]:
         "relative_to": _measures(found) if options.relative else None,
         "over": {what: sum(change.over == what for change in found.changes) for what in (PROCESSES, SAMPLES)},
         "across_machines": found.old.machines != found.new.machines,
+        "across_clocks": sum(bool(change.clocks and change.ratio) for change in found.changes),
         "clocks": any(change.mhz for change in found.changes),
         "tally": tally,
         "words": ", ".join(f"{count} {word}" for word, count in tally.items() if count) or "no row",
@@ -102,13 +103,17 @@ def main(given: Sequence[str]) -> int:
 def _of(old: Side, new: Side, options: argparse.Namespace) -> Comparison:
     if new.machines != old.machines and not options.across_machines:
         raise ReportError(
-            f"{new.name} is of another machine ({'; '.join(new.machines)}) than {old.name} "
-            f"({'; '.join(old.machines)}); accepted is the same, or --across-machines"
+            f"{new.name} is of another machine ({_machine(new)}) than {old.name} ({_machine(old)}); accepted is the "
+            "same, or --across-machines"
         )
     return compared(
         old, new, margin=options.margin / 100, rate=options.rate / 100, across=options.across_machines,
         relative=options.relative,
     )  # fmt: skip
+
+
+def _machine(side: Side) -> str:
+    return "; ".join(filter(None, side.machines)) or "not stated"
 
 
 def _parser() -> argparse.ArgumentParser:

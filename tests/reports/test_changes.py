@@ -186,9 +186,12 @@ def test_runs_without_a_common_row_are_refused():
 def test_times_by_different_clocks_are_compared_when_asked():
     old, new = side(1, rows=9), side(2, rows=9)
     new.rows[row(2)].how = {"cuda, device events"}
-    reason = {change.row.layer: change.reason for change in compared(old, new).changes}["layer 2"]
-    assert reason == "cpu, wall clock → cuda, device events: compared with --across-machines"
-    assert {change.reason for change in compared(old, new, across=True).changes} == {""}
+    clocks = "cpu, wall clock → cuda, device events"
+    unasked = {change.row.layer: change for change in compared(old, new).changes}["layer 2"]
+    assert (unasked.ratio, unasked.clocks, unasked.reason) == (None, clocks, "compared with --across-machines")
+    asked = compared(old, new, across=True).changes
+    assert {change.reason for change in asked} == {""}
+    assert {change.row.layer: change.clocks for change in asked if change.clocks} == {"layer 2": clocks}
     new.rows[row(2)].how.add("cpu, wall clock")
     mixed = {change.row.layer: change.reason for change in compared(old, new, across=True).changes}["layer 2"]
     assert mixed == "timed differently in different processes: cpu, wall clock | cuda, device events"

@@ -10,7 +10,7 @@ import pytest
 from reports import compare
 from reports.__main__ import main
 from reports.changes import Change, Comparison
-from reports.sides import Row
+from reports.sides import STATED, Row
 from tests.reports.test_sides import LAYERS, document, entries, written
 
 
@@ -135,17 +135,51 @@ def test_other_machines_are_compared_when_asked_and_labelled(tmp_path, capsys):
     assert "**Different machines**" not in capsys.readouterr().out
 
 
+def test_other_clocks_are_compared_when_asked_and_labelled(tmp_path, capsys):
+    old, new = run(tmp_path / "old.json"), run(tmp_path / "new.json", 2, factor=0.5, clock="device events")
+    assert main(["compare", str(old), str(new)]) == 0
+    said = capsys.readouterr().out
+    assert "3 ambiguous" in said
+    assert "compared with --across-machines: cpu, wall clock, measured → cpu, device events, measured |" in said
+    assert main(["compare", str(old), str(new), "--across-machines", "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "3 faster" in said
+    assert "**Different clocks or devices** in 3 rows" in said
+    assert said.count(": cpu, wall clock, measured → cpu, device events, measured |") == 3
+    assert (tmp_path / "compare.html").read_text().count(
+        "wall clock, measured → cpu, device events, measured</small>"
+    ) == 3
+
+
+def test_a_machine_that_is_not_stated_is_said_to_be_so(tmp_path, capsys):
+    old, new = run(tmp_path / "old.json"), written(tmp_path / "new.json", {"benchmarks": entries()})
+    assert main(["compare", str(old), str(new)]) == 2
+    assert "new.json is of another machine (not stated) than" in capsys.readouterr().err
+
+
 def test_a_long_summary_says_what_it_leaves_to_the_page(tmp_path, capsys):
     entry = entries()[0]
     many = [
         {**entry, "extra_info": {**entry["extra_info"], "layer": f"layer {row}"}, "stats": {"data": [1e-3 * (1 + row)]}}
         for row in range(90)
     ]
-    path = written(tmp_path / "r.json", document() | {"benchmarks": many})
-    assert main(["compare", str(path), str(path)]) == 0
+    stated = dict.fromkeys(STATED, "another")
+    old, new = (
+        written(tmp_path / f"{name}.json", document(changes=changes) | {"benchmarks": many})
+        for name, changes in (("old", {}), ("new", stated))
+    )
+    assert main(["compare", str(old), str(new), "--across-machines"]) == 0
     said = capsys.readouterr().out
     assert len(said.splitlines()) < 60
-    assert "50 more lines: `--output DIR` writes them all." in said
+    assert "60 more lines: `--output DIR` writes them all." in said
+    assert main(["compare", str(old), str(old), str(old)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) < 60
+
+
+def test_of_many_runs_each_shows_its_worst_rows(pair, capsys):
+    old, new = pair
+    assert main(["compare", old, *[new] * 40]) == 0
+    assert capsys.readouterr().out.count("| slower | conv fprop Net layer") == 40 * LAYERS
 
 
 @pytest.mark.parametrize(
