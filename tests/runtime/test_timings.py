@@ -1,5 +1,6 @@
 """Timings on disk: several writers, kills, full disks, foreign files, no home. Picks may not be kept; nothing fails."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,6 +63,16 @@ def test_a_tilde_without_a_home_is_named(no_home, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(timings.CACHE_DIR, "~/cache")
     with pytest.warns(UserWarning, match="TRITON_DIRAC_CACHE_DIR is '~/cache'; accepted is a directory"):
+        timings.open_store(CPU).write("entry", {"a": 1.0})
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("named", ["$NOT_SET/cache", "${NOT_SET}/cache"])
+def test_a_variable_that_is_not_set_is_named_and_makes_no_folder(named, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NOT_SET", raising=False)
+    monkeypatch.setenv(timings.CACHE_DIR, named)
+    with pytest.warns(UserWarning, match=r"not kept: TRITON_DIRAC_CACHE_DIR is .*NOT_SET.* is not set; accepted is"):
         timings.open_store(CPU).write("entry", {"a": 1.0})
     assert names(tmp_path) == []
 
@@ -232,6 +244,57 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     assert os.read(reader, 10) == b"text"
     os.close(reader)
     assert pipe.is_fifo()
+
+
+def test_a_shells_pipe_has_no_folder():
+    """/dev/stdout of a pipeline, and what >(command) names: a link to a pipe that lies nowhere."""
+    ending, beginning = os.pipe()
+    path = Path(f"/dev/fd/{beginning}")
+    files.require_writable(path)
+    files.replace(path, "text")
+    assert os.read(ending, 10) == b"text"
+    os.close(ending)
+    os.close(beginning)
+
+
+def test_a_link_to_a_file_that_is_not_there_yet(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "folder" / "file")
+    files.require_writable(link)
+    files.replace(link, "text")
+    assert (tmp_path / "folder" / "file").read_text() == "text"
+    assert link.is_symlink()
+
+
+def test_a_mounted_file_is_written_in_its_place(tmp_path, monkeypatch):
+    """One that a container is given alone: nothing can be put where it is mounted."""
+
+    def busy(source, target):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), source, None, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    (tmp_path / "file").write_text("old and longer")
+    files.replace(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_file_whose_folder_takes_no_part_is_refused_before(tmp_path):
+    """A writable file in a folder that is not: it cannot be replaced. The name is what has no room here."""
+    path = tmp_path / ("n" * 250)
+    path.touch()
+    with pytest.raises(OSError, match=f"too long: '{path}'"):
+        files.require_writable(path)
+
+
+def test_errors_name_the_file_and_not_the_part_of_it(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'file'}'"):
+        files.replace(tmp_path / "file", b"bytes")
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("place", ["folder", "folder/file/below"])

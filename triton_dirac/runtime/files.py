@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import time
@@ -21,44 +22,82 @@ PATIENCE = 60.0  # seconds that a lock is waited for: its holder may have been s
 def replace(path: Path, content: str | bytes, *, alone: bool = False) -> None:
     """Write beside the path, then take its place: readers see the old file or the new one, never a part.
 
-    A link is followed; a device or pipe is written to. Folders are made. Parts that killed writers left are
-    removed once they are old, and at once if the caller is ``alone``: holds a lock that all writers take. Raises
-    OSError, and then leaves the old file as it was. Bytes are on the disk before they take the place.
+    A link is followed; a device or pipe is written to, and so is a file that is mounted, whose place cannot be taken.
+    Folders are made. Parts that killed writers left are removed once they are old, and at once if the caller is
+    ``alone``: holds a lock that all writers take. Raises OSError that names the file, and then leaves the old one as
+    it was. Bytes are on the disk before they take the place.
     """
     data = content.encode() if isinstance(content, str) else content
-    place = Path(os.path.realpath(path))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if place.exists() and not (place.is_file() or place.is_dir()):
-        place.write_bytes(data)
-        return
-    for left in [part for part in place.parent.iterdir() if part.name.startswith(f".{place.name}.")]:
-        with contextlib.suppress(OSError):
-            if left.suffix == ".part" and (alone or time.time() - left.stat().st_mtime > ABANDONED):
-                left.unlink()
-    part = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "xb") as file:
-            file.write(data)
-            if isinstance(content, bytes):
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(part, place)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+    with _named(path):
+        if _is_stream(path):
+            path.write_bytes(data)
+            return
+        place = _place(path)
+        for left in [part for part in place.parent.iterdir() if part.name.startswith(f".{place.name}.")]:
+            with contextlib.suppress(OSError):
+                if left.suffix == ".part" and (alone or time.time() - left.stat().st_mtime > ABANDONED):
+                    left.unlink()
+        with _part(place) as part:
+            with open(part, "xb") as file:
+                file.write(data)
+                if isinstance(content, bytes):
+                    file.flush()
+                    os.fsync(file.fileno())
+            try:
+                os.replace(part, place)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                place.write_bytes(data)
 
 
 def require_writable(path: Path) -> None:
-    """Raise now the OSError that writing the file would raise later; its folder is made, the file left as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        with open(path, "ab"):
+    """Raise now the OSError that ``replace`` would raise later; the file's folder is made, the file left as it is."""
+    with _named(path):
+        if _is_stream(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        place = _place(path)
+        if place.exists():
+            with open(place, "ab"):
+                pass
+        with _part(place) as part, open(part, "xb"):
             pass
-    else:
-        with open(path, "xb"):
-            pass
-        path.unlink()
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether what is there is a device or a pipe; those of a shell (/dev/stdout, /dev/fd/63) lie in no folder."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
+def _place(path: Path) -> Path:
+    """Where the file itself is, or will be, in a folder that is there."""
+    place = Path(os.path.realpath(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+@contextlib.contextmanager
+def _part(place: Path) -> Iterator[Path]:
+    """A new name beside the file, of which nothing is left."""
+    part = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        yield part
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """OSErrors name the file that was asked for, where they name none (a full disk) or the part."""
+    try:
+        yield
+    except OSError as error:
+        if not str(error.filename or ".part").endswith(".part"):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 @contextlib.contextmanager

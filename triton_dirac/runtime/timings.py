@@ -32,13 +32,16 @@ CACHE_DIR = "TRITON_DIRAC_CACHE_DIR"
 
 
 def cache_dir() -> Path:
-    """TRITON_DIRAC_CACHE_DIR, else ~/.cache/triton_dirac. Raises OSError where that is below an unknown home.
+    """TRITON_DIRAC_CACHE_DIR, else ~/.cache/triton_dirac. Raises OSError where home or a variable in it is unknown.
 
     ``~`` and variables are expanded: no shell does it for a Dockerfile, a service or an IDE.
     """
     named = os.environ.get(CACHE_DIR)
+    expanded = os.path.expandvars(named) if named else "~/.cache/triton_dirac"
+    if unset := re.search(r"\$(\w+|\{[^}]*\})", expanded):
+        raise FileNotFoundError(f"{CACHE_DIR} is {named!r}, and {unset[0]} is not set; accepted is a directory")
     try:
-        return Path(os.path.expandvars(named) if named else "~/.cache/triton_dirac").expanduser()
+        return Path(expanded).expanduser()
     except RuntimeError:
         where = f"{CACHE_DIR} is {named!r}" if named else f"{CACHE_DIR} is not set"
         raise FileNotFoundError(f"no home directory is known, and {where}; accepted is a directory") from None
