@@ -97,8 +97,8 @@ def cores() -> int:
     """Of this process, or ``jobs``; of the processes that torchrun starts on a machine each has its share."""
     if jobs is not None:
         return jobs
-    share = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    return max(1, len(os.sched_getaffinity(0)) // share)
+    share = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, len(os.sched_getaffinity(0)) // max(1, int(share) if share.isdecimal() else 1))
 
 
 _lock = threading.Lock()

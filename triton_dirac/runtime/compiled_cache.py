@@ -19,6 +19,7 @@ import triton
 from triton_dirac.runtime import files
 
 MARK = "triton_dirac.json"
+UNREADABLE = (ValueError, KeyError, TypeError, RecursionError)  # what is raised for a file that is not ours
 
 
 def directory() -> Path:
@@ -67,7 +68,7 @@ def _put_right(group: Path) -> bool:
     try:
         paths = json.loads(group.read_text(encoding="utf-8"))["child_paths"]
         right = {name: str(group.parent.resolve() / name) for name in paths}
-    except (ValueError, KeyError, TypeError):  # half a file, of a Triton that was killed: Triton compiles again
+    except UNREADABLE:  # half a file, of a Triton that was killed: Triton compiles again
         return False
     if paths == right or not all(Path(path).exists() for path in right.values()):
         return False
@@ -78,5 +79,5 @@ def _put_right(group: Path) -> bool:
 def _marked(cache: Path) -> str | None:
     try:
         return json.loads((cache / MARK).read_text(encoding="utf-8"))["path"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *UNREADABLE):
         return None

@@ -53,7 +53,7 @@ class Worker:
         without = {"TRITON_INTERPRET", "PYTHONPATH"}
         self.environment = {name: value for name, value in os.environ.items() if name not in without}
         self.environment |= {
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "PYTHONPATH": os.pathsep.join(path or _here() for path in sys.path),
             "PYTHONSAFEPATH": "1",
             "OMP_NUM_THREADS": "1",
             **dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), ""),
@@ -86,9 +86,13 @@ class Worker:
 
     def _start(self) -> dict[str, Any] | None:
         """Start the process; why it is not ready, if it is not."""
-        self.folder = tempfile.mkdtemp(prefix="triton-dirac-compile-")
+        try:
+            self.folder = tempfile.mkdtemp(prefix="triton-dirac-compile-")
+        except OSError as error:
+            return {"ok": False, "error": f"no compiling process: {error}", "ended": UNSTARTED}
         own = {"TMPDIR": self.folder, "TRITON_CACHE_DIR": str(Path(self.folder) / "cache")}
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process runs
+        # Open as long as the process runs; compilers write what they like.
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self.module, self.folder],
@@ -112,8 +116,12 @@ class Worker:
         if not select.select([replies], [], [], timeout)[0]:
             self._stop(process)
             return {"ok": False, "error": f"no answer within {timeout:g} s", "ended": LOST}
-        line = replies.readline()
-        return json.loads(line) if line else self._died(process)
+        for line in replies:  # what the interpreter's site hooks print comes before the first
+            with contextlib.suppress(ValueError):
+                answer = json.loads(line)
+                if isinstance(answer, dict) and "ok" in answer:
+                    return answer
+        return self._died(process)
 
     def _died(self, process: subprocess.Popen[str]) -> dict[str, Any]:
         how, last = self._stop(process)
@@ -225,6 +233,14 @@ def _listen(requests: SimpleQueue[str | None], folder: str) -> None:
     if os.getpgid(0) == os.getpid():
         # From outside: what is being compiled writes into the folder, and makes it anew, until it is stopped.
         subprocess.Popen([sys.executable, "-I", "-c", END, str(os.getpid()), folder], start_new_session=True)
+
+
+def _here() -> str:
+    """The working directory, or nothing where it has been removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def describe(error: BaseException) -> str:
