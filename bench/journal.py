@@ -73,7 +73,7 @@ class Journal:
             try:
                 entry = json.loads(line)
                 if "environment" in entry:
-                    self.environment = entry["environment"]
+                    self.environment = dict(entry["environment"])
                 elif "warning" in entry:
                     self.warnings.append(entry["warning"])
                 elif "tuned" in entry:  # told anew when the run that goes on ends
@@ -86,10 +86,10 @@ class Journal:
                     self.unfinished[key] -= 1
                 else:
                     key = tuple(entry["row"])
-                    self.rows[key] = {kind: entry[kind] for kind in KINDS}
-                    self.seconds[key] = entry["seconds"]
+                    self.rows[key] = {kind: list(entry[kind]) for kind in KINDS}
+                    self.seconds[key] = float(entry["seconds"])
                     del self.unfinished[key]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise JournalError(
                     f"{self.path}:{number} is no line of a journal; start anew without --resume"
                 ) from None

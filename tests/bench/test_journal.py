@@ -80,7 +80,9 @@ def test_every_torn_line_is_no_line(tmp_path):
 
 def test_what_is_no_journal_is_named(tmp_path):
     path = tmp_path / "j.jsonl"
-    for text in ("{}\n", "[1]\n", "no\n", '{"row": ["a"], "seconds": 1}\n'):
+    row = '{"row": ["a"], "seconds": 1, "benchmarks": [], "accuracy": [], "not_run": [], "counted": '
+    texts = ("{}\n", "[1]\n", "no\n", '{"row": ["a"], "seconds": 1}\n', row + "5}\n", "[" * 100_000 + "\n")
+    for text in (*texts, '{"environment": null}\n', '{"environment": 5}\n'):
         path.write_text(text)
         with pytest.raises(JournalError, match=r"j.jsonl:1 is no line of a journal; start anew without --resume"):
             Journal(path, resume=True)

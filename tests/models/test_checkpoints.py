@@ -296,7 +296,10 @@ def test_files_are_read_whole_or_refused_by_name_and_never_executed(tmp_path):
     cut.write_bytes(whole.read_bytes()[:2000])
     torch.save({"params": Executed()}, program)
     torch.save([1, 2], other)
-    for path in (cut, program):
+    odd = tmp_path / "odd.pth"  # as the released files are written, and one byte of its pickle is another
+    torch.save(params, odd, _use_new_zipfile_serialization=False)
+    odd.write_bytes(odd.read_bytes().replace(b"X\x04\x00\x00\x00conv", b"h\xee\x00\x00\x00conv", 1))
+    for path in (cut, program, odd):
         with pytest.raises(ValueError, match=rf"path must be a whole checkpoint file, got '.*{path.name}'"):
             read_official(path)
     with pytest.raises(ValueError, match="path must hold a dictionary, got a list in"):

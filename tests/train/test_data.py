@@ -150,9 +150,11 @@ def test_damaged_cifar_files_are_named_and_never_executed(tmp_path):
         pickle.dump({b"data": Executed()}, file)
     with pytest.raises(ValueError, match=r"data_batch_3 must be a CIFAR-10 file .* it asks for _pytest"):
         open_data("cifar10", tmp_path / "a")
-    (folder / "data_batch_3").write_bytes(b"\x80\x02}q")
-    with pytest.raises(ValueError, match=r"data_batch_3 must be a CIFAR-10 file of the Python version"):
-        open_data("cifar10", tmp_path / "a")
+    codec = b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x04\x00\x00\x00none\x86R."
+    for damaged in (b"\x80\x02}q", codec, b"\x80\x04\x8e" + b"\xff" * 8, b"\x80\x02}K\x01a."):
+        (folder / "data_batch_3").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"data_batch_3 must be a CIFAR-10 file of the Python version"):
+            open_data("cifar10", tmp_path / "a")
     folder, *_ = write(tmp_path / "b", 100, True)
     (folder / "train.bin").write_bytes(b"abc")
     with pytest.raises(ValueError, match=r"train.bin must hold records of 3074 bytes, and has 3 bytes"):

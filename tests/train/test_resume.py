@@ -12,7 +12,9 @@ import torch
 
 from tests.train.small import CPU, assert_same_state, few_images, final_state, lasting, options, training
 from triton_dirac.train import checkpoint
+from triton_dirac.train.__main__ import main
 from triton_dirac.train.loop import CHECKPOINT, Stopped, Training
+from triton_dirac.train.processes import joined
 
 pytestmark = pytest.mark.cpu
 ROOT = __file__.rpartition("/tests/")[0]
@@ -152,6 +154,34 @@ def test_a_checkpoint_is_not_overwritten_unasked_nor_taken_for_another_training(
     torch.save({"net": {}}, tmp_path / CHECKPOINT)
     with pytest.raises(ValueError, match=r"checkpoint.pt is no checkpoint of a training"):
         training(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("part", ["net", "optimiser", "options", "random", "rows", "sums", "epoch"])
+def test_a_checkpoint_with_a_part_that_is_none_is_refused(unbroken, tmp_path, part):
+    value = {"rows": [], "random": [], "sums": "text", "epoch": None, "options": None}.get(part, {})
+    state = checkpoint.load(unbroken / CHECKPOINT)
+    checkpoint.save(tmp_path / CHECKPOINT, {**state, part: value})
+    with pytest.raises(ValueError, match=r"checkpoint.pt is no checkpoint of such a training|epochs, and has rows of"):
+        training(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("name", [CHECKPOINT, "log.csv", "log.json", "curves.svg"])
+def test_what_cannot_be_written_is_refused_before_the_training(tmp_path, name, capsys):
+    (tmp_path / name).mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        main(["--data", "digits", "--net", "diracnet-10-1", "--epochs", "1", "--output", str(tmp_path)])
+    assert f"Is a directory: '{tmp_path / name}'" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_numbers_that_are_none_are_named(monkeypatch):
+    for seed in (2**64, -(2**63) - 1):
+        with pytest.raises(ValueError, match=f"seed must be an integer of 64 bits, got {seed}"):
+            options(seed=seed)
+    for text in ("nonsense", "0", "-1"):
+        monkeypatch.setenv("WORLD_SIZE", text)
+        with pytest.raises(ValueError, match=f"WORLD_SIZE must be .* from 1 on, .*, got '{text}'"), joined("cpu"):
+            pass
 
 
 def test_a_failed_write_leaves_the_checkpoint_before(unbroken, tmp_path, monkeypatch):

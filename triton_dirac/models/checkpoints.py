@@ -18,7 +18,6 @@ Source: szagoruyko/diracnets, diracnet.py and train.py.
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from triton_dirac.models.diracnet import DiracNet
 from triton_dirac.models.version1 import DiracNetV1
 from triton_dirac.modules import DiracConv2d
+from triton_dirac.runtime.files import read_tensors
 
 # The first that matches; those with a bias, or with "features.", are of folded nets.
 _RULES = [
@@ -66,10 +66,9 @@ def read_official(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: it is damaged, truncated, or holds anything but tensors, numbers, text and containers of them.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"path must be a whole checkpoint file, got {os.fspath(path)!r}: {reason}") from error
+        checkpoint = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"path must be a whole checkpoint file, got {os.fspath(path)!r}: {error}") from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"path must hold a dictionary, got a {type(checkpoint).__name__} in {os.fspath(path)!r}")
     return dict(checkpoint)

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -49,6 +50,21 @@ def replace(path: Path, content: str | bytes, *, alone: bool = False) -> None:
                 if error.errno != errno.EBUSY:
                     raise
                 place.write_bytes(data)
+
+
+def read_tensors(path: str | os.PathLike[str]) -> Any:
+    """What ``torch.save`` wrote, onto the CPU; only tensors, numbers, text and containers of them: nothing is executed.
+
+    Raises OSError where the file cannot be opened, and ValueError, with a line of the reason, where it is damaged or
+    holds anything else: torch raises whatever its parts run into.
+    """
+    import torch
+
+    with open(path, "rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
 
 
 def require_writable(path: Path) -> None:

@@ -17,12 +17,13 @@ from triton_dirac.functional import BACKENDS, FORMS
 from triton_dirac.models.named import ACCEPTED
 from triton_dirac.runtime import files
 from triton_dirac.train.data import open_data
-from triton_dirac.train.log import draw_curves
-from triton_dirac.train.loop import Stopped, Training
+from triton_dirac.train.log import LOGS, draw_curves
+from triton_dirac.train.loop import CHECKPOINT, Stopped, Training
 from triton_dirac.train.options import DTYPES, Options, options_for
 from triton_dirac.train.processes import joined
 from triton_dirac.train.recipe import RECIPES
 
+CURVES = "curves.svg"
 STOPPED = 143  # the exit status of a process that SIGTERM ended
 
 
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{error}: pip install 'triton-dirac[train]'")
     try:
         options = options_for(data, net, **given)
-        files.require_writable(output / "log.csv")
+        for name in (CHECKPOINT, *LOGS, CURVES):  # before hours of training, too
+            files.require_writable(output / name)
         return _train(options, output, resume)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.error(str(error))
@@ -62,8 +64,8 @@ def _train(options: Options, output: Path, resume: bool) -> int:
                 print(f"ended as asked, saved in {output}; --resume goes on", file=sys.stderr)
             return STOPPED
         if processes.is_first:
-            draw_curves(output / "curves.svg", rows, f"{options.net} on {options.data}")
-            print(f"test accuracy {rows[-1]['test_accuracy']:.2f} %; {output / 'curves.svg'}", file=sys.stderr)
+            draw_curves(output / CURVES, rows, f"{options.net} on {options.data}")
+            print(f"test accuracy {rows[-1]['test_accuracy']:.2f} %; {output / CURVES}", file=sys.stderr)
     return 0
 
 

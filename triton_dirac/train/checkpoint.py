@@ -6,7 +6,6 @@ Only tensors, numbers, text and containers of them: reading a checkpoint execute
 from __future__ import annotations
 
 import io
-import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,12 @@ def load(path: Path) -> dict[str, Any]:
     """The state in the file, on the CPU.
 
     Raises:
-        FileNotFoundError: there is none. ValueError: it is no checkpoint of a training, or a damaged one.
+        OSError: there is none. ValueError: it is no checkpoint of a training, or a damaged one.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is no whole checkpoint: {str(error).partition(chr(10))[0]}") from error
+        state = files.read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is no whole checkpoint: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is no checkpoint of a training (format {FORMAT})")
     return state

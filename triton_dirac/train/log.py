@@ -14,6 +14,7 @@ import torch
 from triton_dirac.runtime import files
 from triton_dirac.train.options import Options
 
+LOGS = ("log.csv", "log.json")
 COLUMNS = (
     *("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "images_per_second", "seconds"),
 )
@@ -24,14 +25,15 @@ def write_log(folder: Path, options: Options, rows: Sequence[dict[str, Any]]) ->
 
     Losses are means over images, accuracies percent, seconds those of training and testing so far.
     """
+    table, record = LOGS
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    files.replace(folder / "log.csv", text.getvalue())
+    files.replace(folder / table, text.getvalue())
     versions = {"torch": torch.__version__, "triton_dirac": _version()}
     document = {"options": options.plain(), "versions": versions, "epochs": list(rows)}
-    files.replace(folder / "log.json", json.dumps(document, indent=1))
+    files.replace(folder / record, json.dumps(document, indent=1))
 
 
 def _version() -> str:

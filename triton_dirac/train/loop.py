@@ -92,7 +92,11 @@ class Training:
         if folder is not None and (folder / CHECKPOINT).exists():
             if not resume:
                 raise FileExistsError(f"{folder / CHECKPOINT} is there already: resume it, or name another folder")
-            self._restore(checkpoint.load(folder / CHECKPOINT))
+            state = checkpoint.load(folder / CHECKPOINT)
+            try:
+                self._restore(state)
+            except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+                raise ValueError(f"{folder / CHECKPOINT} is no checkpoint of such a training: {error!r}") from error
 
     def run(self, watcher: Watcher | None = None) -> list[Row]:
         """Train to the end; the rows of all epochs.
@@ -238,6 +242,8 @@ class Training:
         self.epoch, self.step, self.lr = state["epoch"], state["step"], state["lr"]
         self.seconds = state["seconds"]
         self.rows = state["rows"]
+        if len(self.rows) != self.epoch:
+            raise ValueError(f"the checkpoint is of {self.epoch} epochs, and has rows of {len(self.rows)}")
         if self.processes.is_first:  # the others' share is in it
             self.sums += torch.tensor(state["sums"], dtype=torch.float64, device=self.sums.device)
         checkpoint.restore_random_state(state["random"][self.processes.rank], self.processes.device)

@@ -42,6 +42,7 @@ class Options:
             "data": (self.data, self.data in RECIPES, f"one of {', '.join(RECIPES)}"),
             "dtype": (self.dtype, self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
             "form": (self.form, self.form in FORMS, f"one of {', '.join(FORMS)}"),
+            "seed": (self.seed, -(2**63) <= self.seed < 2**64, "an integer of 64 bits"),
             "workers": (self.workers, self.workers >= 0, "a non-negative integer"),
             "checkpoint_every": (self.checkpoint_every, self.checkpoint_every >= 0, "a non-negative integer"),
             "graph": (self.graph, not (self.graph and self.dtype == "float16"), "False with float16's loss scaling"),

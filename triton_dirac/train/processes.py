@@ -58,15 +58,15 @@ def joined(device: str | None = None) -> Iterator[Processes]:
     """Within it, torchrun's processes know one another. ``device``: "cuda", "cpu", or None: a GPU if there is one.
 
     Raises:
-        ValueError: device is "cuda" and there is none.
+        ValueError: device is "cuda" and there is none, or torchrun's variables are no numbers.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be 'cpu' on this machine, which has no GPU, got 'cuda'")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _number("WORLD_SIZE", least=1) == 1:
         yield Processes(torch.device(kind))
         return
-    own = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
+    own = torch.device(kind, _number("LOCAL_RANK", least=0)) if kind == "cuda" else torch.device(kind)
     if own.type == "cuda":
         torch.cuda.set_device(own)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
@@ -76,3 +76,11 @@ def joined(device: str | None = None) -> Iterator[Processes]:
         processes.wait()  # whoever closes its connections while another still talks may have that one aborted
     finally:
         dist.destroy_process_group()
+
+
+def _number(variable: str, least: int) -> int:
+    """The variable that torchrun sets; ``least`` where nobody has."""
+    text = os.environ.get(variable) or str(least)
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{variable} must be an integer from {least} on, as torchrun sets it, got {text!r}")
+    return int(text)
