@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from bench.gpu import check_journal, summary
 from bench.gpu.stages import STAGES
-from bench.gpu.visit import PICKS, ROOT, Visit
+from bench.gpu.visit import INTERRUPTED, PICKS, ROOT, Visit, sigterm_interrupts
 
 MOST_BYTES = 15 * 2**20
 KEPT = ("index.html", "summary.md", "overview.svg")
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out: Path = options.out
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in (*KEPT, "results.json", "checks.jsonl"):  # an earlier visit's
+        for name in (*KEPT, "results.json", "checks.jsonl", "visit.txt"):  # an earlier visit's
             (out / name).unlink(missing_ok=True)
         (out / "log.txt").write_bytes(b"")
     except OSError as error:
@@ -41,13 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds = 60 * options.budget
         chosen = options.stages, options.picks
         visit = Visit(out, Path(work), seconds, options.rehearse, commit, options.wheels, *chosen)
-        visit.run(lambda line: print(line, flush=True))
+        with sigterm_interrupts():
+            visit.run(lambda line: print(line, flush=True))
         _keep(visit)
         table = summary.table(visit)
     (out / "visit.txt").write_text(table + "\n", encoding="utf-8")
     print(table)
     found = check_journal.summary(check_journal.read(out / "checks.jsonl"))
     failed = [o for o in visit.outcomes if o.failing or o.state.startswith("failed")]
+    if visit.outcomes[-1].state == INTERRUPTED:
+        return 128 + signal.SIGINT
+    if not (found["done"] or visit.suites or any(o.state == "done" for o in visit.outcomes)):
+        print("bench.gpu: nothing was checked or measured: --budget is too short for any stage", file=sys.stderr)
+        return 1
     return 1 if found["wrong"] or failed else 0
 
 
@@ -86,11 +93,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help=f"these alone, in their order; all by default: {', '.join(stage.name for stage in STAGES)}",
     )
-    parser.add_argument("--picks", type=_file, metavar="FILE", help="what an earlier visit to such a GPU tuned")
+    parser.add_argument("--picks", type=_timings, metavar="FILE", help="what an earlier visit to such a GPU tuned")
     parser.add_argument("--rehearse", action="store_true", help="the same stages, tiny, on a machine without a GPU")
     parser.add_argument("--commit", help="what the tree is a copy of, for the report")
-    parser.add_argument("--commit-file", type=Path, metavar="FILE", help="a file that says so")
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help="a folder of unpacked wheels (FlagGems, say)")
+    parser.add_argument("--commit-file", type=_file, metavar="FILE", help="a file that says so")
+    parser.add_argument("--wheels", type=_folder, metavar="DIR", help="a folder of unpacked wheels (FlagGems, say)")
     return parser
 
 
@@ -108,6 +115,24 @@ def _file(text: str) -> Path:
     path = Path(text)
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"{text!r}: accepted is a file, which it is not")
+    return path
+
+
+def _folder(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: accepted is a folder, which it is not")
+    return path
+
+
+def _timings(text: str) -> Path:
+    path = _file(text)
+    try:
+        timings = json.loads(path.read_bytes())["timings"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        timings = None
+    if not isinstance(timings, dict):
+        raise argparse.ArgumentTypeError(f"{text!r}: accepted is a file of timings, as <GPU>-triton-<version>.json is")
     return path
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bench.gpu.stages import REHEARSED, STAGES, SUITE, Stage, limits, wrong_cont
 from bench.gpu.summary import entries
 
 ROOT = Path(__file__).parents[2]
+INTERRUPTED = "interrupted"
 PICKS = "picks"  # the folder below work that timings are kept in
 SECONDS_TO_START = 12  # that a suite takes before its first row: torch, Triton, the GPU's first use
 SECONDS_TO_END = 10  # seconds that a stage has to write its results after it was asked to end
@@ -29,7 +30,7 @@ REPORT_SECONDS = 25  # kept back for the report and its figures
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stage: "done", "failed (status N)", "stopped after N s" or why it was not begun."""
+    """What became of a stage: "done", "failed (status N)", "stopped after N s", INTERRUPTED or why it was not begun."""
 
     stage: str
     what: str
@@ -70,6 +71,8 @@ class Visit:
                 outcome = self._run_stage(stage, max(seconds, 1.0))
             self.outcomes.append(outcome)
             say(f"{time.monotonic() - begun:5.0f} s  {stage.name}: {outcome.state}")
+            if outcome.state == INTERRUPTED:
+                break
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -142,12 +145,20 @@ class Visit:
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
-    """How it ended; asked to end after ``seconds``, killed with all its children SECONDS_TO_END later."""
+    """How it ended; it is asked to end after ``seconds``, and when this process is interrupted."""
     try:
         status = process.wait(seconds)
         return "done" if status == 0 else f"failed (status {status})"
     except subprocess.TimeoutExpired:
-        pass
+        _end(process)
+        return f"stopped after {seconds:.0f} s"
+    except KeyboardInterrupt:
+        _end(process)
+        return INTERRUPTED
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to end; SECONDS_TO_END later it is killed with all its children."""
     finally_killed = (signal.SIGTERM, SECONDS_TO_END), (signal.SIGKILL, None)
     for number, patience in finally_killed:
         with contextlib.suppress(ProcessLookupError):
@@ -155,4 +166,17 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
             break
-    return f"stopped after {seconds:.0f} s"
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM within it is a KeyboardInterrupt, as Ctrl-C is: what was measured so far is kept."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -333,3 +335,45 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
 def test_a_budget_is_a_positive_number(minutes, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         main(["--budget", minutes, "--out", str(tmp_path)])
+
+
+def test_what_an_interrupted_visit_found_is_kept_and_its_stage_ended(tmp_path, monkeypatch):
+    """Stages are in groups of their own: nobody else ends them."""
+    keeps = f"""
+from bench.gpu import check_journal
+from pathlib import Path
+check_journal.append(Path({str(tmp_path)!r}) / "checks.jsonl", dict(family="f", name="n", passed=True))
+"""
+    ends = """
+import os, signal, time
+print(os.getpid(), flush=True)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
+"""
+    stages = [stage(name, code) for name, code in (("keeps", keeps), ("ends", ends))]
+    monkeypatch.setattr("bench.gpu.visit.STAGES", (*stages, stage("never", "print(1)")))
+    assert main(["--out", str(tmp_path), "--budget", "1"]) == 128 + signal.SIGINT
+    table = (tmp_path / "visit.txt").read_text()
+    assert table.startswith("checks against float64: 1 of 1 passed")
+    assert "interrupted" in table
+    assert "never" not in table
+    pid = int((tmp_path / "log.txt").read_text().split()[-1])
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_visit_that_found_nothing_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.gpu.visit.STAGES", (stage("long", "", least=1000), stage("longer", "", least=2000)))
+    (tmp_path / "visit.txt").write_text("an earlier visit's")
+    assert main(["--out", str(tmp_path), "--budget", "0.2"]) == 1
+    assert "nothing was checked or measured: --budget is too short" in capsys.readouterr().err
+    assert "earlier" not in (tmp_path / "visit.txt").read_text()
+
+
+@pytest.mark.parametrize("option", ["--wheels", "--commit-file", "--picks"])
+def test_files_that_are_none_are_refused_before_anything_runs(tmp_path, capsys, option):
+    (tmp_path / "nonsense").write_text("[1]")
+    for name in ("absent", *(["nonsense"] if option != "--commit-file" else [])):
+        with pytest.raises(SystemExit, match="2"):
+            main([option, str(tmp_path / name), "--out", str(tmp_path / "out")])
+        assert re.search(f"argument {option}: '.*{name}': accepted is a (file|folder)", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
