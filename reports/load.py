@@ -261,15 +261,12 @@ def _nets(path: Path, where: str, info: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _samples(path: Path, where: str, data: Any) -> np.ndarray:
-    try:
-        samples = np.asarray(data, dtype=float)
-    except (TypeError, ValueError):
-        samples = np.empty(0)
-    if samples.ndim != 1 or not samples.size or not ((samples >= SHORTEST) & (samples <= LONGEST)).all():
+    numbers = isinstance(data, list) and set(map(type, data)) <= {int, float}  # numpy takes true and "1" for 1
+    if not numbers or not data or not all(SHORTEST <= time <= LONGEST for time in data):
         raise ReportError(
             f"{path}: {where}: stats.data must be a list of positive times in seconds, from {SHORTEST:g} to {LONGEST:g}"
         )
-    return samples
+    return np.array(data, dtype=float)
 
 
 def _require_config_times(path: Path, where: str, times: Any) -> None:

@@ -66,7 +66,10 @@ def test_a_benchmark_without_its_name_parts(tmp_path, key):
     assert f"extra_info lacks `{key}`" in refused(tmp_path, {"benchmarks": [entry]})
 
 
-@pytest.mark.parametrize("data", [[], "abc", [1, "x"], [0.0], [-1.0], [math.nan], [math.inf], [[1.0]], None])
+@pytest.mark.parametrize(
+    "data",
+    [[], "abc", [1, "x"], [1, "1"], [1, True], [0.0], [-1.0], [math.nan], [math.inf], [[1.0]], None],
+)
 def test_times_that_are_none(tmp_path, data):
     entry = benchmark(*PLACE, [1.0])
     entry["stats"]["data"] = data
