@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.processes import FEWEST
+from triton_dirac.exact import BEYOND
 
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
 CPU_DTYPES = ("float32", "float16")  # of these only float32 is timed: 16 bits are emulated, and TF32 needs a GPU
@@ -103,8 +104,8 @@ class Selection:
         require_known("--dtypes", dtypes, DTYPES)
         batch, budget = config.getoption("batch"), config.getoption("budget")
         processes = config.getoption("processes", 1)
-        if batch is not None and batch < 1:
-            raise pytest.UsageError(f"--batch must be at least 1, got {batch}")
+        if batch is not None and not 1 <= batch < BEYOND:
+            raise pytest.UsageError(f"--batch must be at least 1 and below 2 ** 31, got {batch}")
         if budget is not None and not budget > 0:
             raise pytest.UsageError(f"--budget must be more than 0 minutes, got {budget}")
         if processes != 1 and processes < FEWEST:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, skip_init
 
 import triton_dirac
+from tests.test_modules import official_state, trained
 from triton_dirac import DiracConv1d, DiracConv2d, DiracConv3d, fold, prepared
 from triton_dirac.models import diracnet
 
@@ -180,3 +181,28 @@ def test_state_dicts_of_pruned_layers():
 def test_the_package_says_that_it_is_typed():
     """PEP 561: without the marker a type checker takes everything here for Any."""
     assert files(triton_dirac).joinpath("py.typed").is_file()
+
+
+@DIMS
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_whole_state_dict_stands_in_for_a_call(dims, version):
+    """With the delta in it, of either version; afterwards the module is as it was."""
+    module, other = trained(dims, 4, 8, 3), MODULES[dims](4, 8, 3)
+    other.load_state_dict(official_state(dims, 4, 8, version))
+    image = torch.randn(2, 4, *SIZES[dims])
+    own, state = module(image), other.state_dict()
+    assert torch.equal(torch.func.functional_call(module, state, image), other(image))
+    assert module.identity == "dirac"
+    assert torch.equal(module(image), own)
+    with pytest.raises(ValueError, match="delta is neither version 2's"):
+        torch.func.functional_call(module, state | {"delta": state["delta"] + 1}, image)
+
+
+def test_what_is_no_tensor_in_a_state_dict_is_named():
+    state = official_state(2, 4, 6, 2)
+    with pytest.raises(RuntimeError, match=r"1\.delta must be a torch.Tensor, got str"):
+        nn.Sequential(nn.ReLU(), DiracConv2d(4, 6, 3)).load_state_dict(
+            {f"1.{k}": v for k, v in state.items()} | {"1.delta": "identity"}
+        )
+    with pytest.raises(RuntimeError, match=r'parameter named "alpha", expected torch.Tensor .* received <class .float'):
+        DiracConv2d(4, 6, 3).load_state_dict(state | {"alpha": 1.0})

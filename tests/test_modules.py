@@ -391,3 +391,7 @@ def test_parameter_groups():
     torch.optim.AdamW(parameter_groups(nn.BatchNorm2d(3), 0.0))
     with pytest.raises(ValueError, match="weight_decay must be a non-negative number, got -1"):
         parameter_groups(net, -1)
+    with pytest.raises(ValueError, match="weight_decay must be a non-negative number, got None"):
+        parameter_groups(net, None)
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got list"):
+        parameter_groups([net], 0.0)

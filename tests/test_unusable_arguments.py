@@ -1,5 +1,6 @@
 """Tensors whose memory is gone or has no shape, and numbers that no size or norm can be: an error that names them."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,3 +80,14 @@ def test_an_eps_that_is_0_or_infinite_where_norms_are_is_refused(eps):
 def test_layers_that_are_none_are_named():
     with pytest.raises(TypeError, match=r"layers must be \(weight, alpha, beta\) of each layer, got 3"):
         td.dirac_weights(3)
+
+
+def test_choices_are_words_and_no_arrays_of_them():
+    for name in ("padding_mode", "form", "backend"):
+        for value in (np.array(["split"]), np.array(["zeros", "auto"]), torch.ones(2)):
+            with pytest.raises(ValueError, match=f"{name} must be one of"):
+                td.DiracConv2d(4, 4, 3, **{name: value})
+    image, weight, ones = torch.ones(1, 4, 5, 5), torch.ones(4, 4, 3, 3), torch.ones(4)
+    for name in ("activation", "form", "backend", "precision"):
+        with pytest.raises(ValueError, match=f"{name} must be "):
+            td.dirac_conv2d(image, weight, ones, ones, **{name: np.array(["relu", "split"])})

@@ -100,7 +100,7 @@ def check_call(
 
 
 def _check_choice(name: str, value: Any, accepted: Iterable[str]) -> None:
-    if value not in (None, *accepted):
+    if value is not None and not (isinstance(value, str) and value in accepted):
         raise ValueError(f"{name} must be None or one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 

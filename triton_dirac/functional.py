@@ -309,7 +309,7 @@ def dirac_conv2d(
     ready = _ready(input, autocast_dtype(input), backend)
     if ready is not input:
         return dirac_conv2d(ready, *args, **how)
-    if form not in FORMS:
+    if not isinstance(form, str) or form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
     check_dirac_arguments(weight, alpha, beta, eps, groups, (4,))
     checks.check_floating("input", input)
@@ -363,7 +363,7 @@ def _ready(tensor: Tensor, dtype: torch.dtype | None, backend: str) -> Tensor:
         tensor = tensor.to(dtype)
     if not plain:
         return tensor
-    may_launch = backend == "triton" or (backend == "auto" and tensor.is_cuda)
+    may_launch = isinstance(backend, str) and (backend == "triton" or (backend == "auto" and tensor.is_cuda))
     if may_launch and tensor.dim() == 4 and tensor.dtype in TRITON_DTYPES:
         tensor = tensor.contiguous(memory_format=torch.channels_last)
     return tensor
@@ -381,7 +381,7 @@ def use_triton(
     backend: str, dtype: torch.dtype, device: torch.device, accepted: tuple[torch.dtype, ...] = TRITON_DTYPES
 ) -> bool:
     """Whether the Triton kernels are to run; an error where they are asked for and cannot."""
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if backend == "torch":
         return False

@@ -29,7 +29,7 @@ class Arguments(NamedTuple):
 
 
 def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
+    if not isinstance(value, str) or value not in accepted:  # an array would be compared entry by entry
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 
@@ -91,6 +91,21 @@ def check_image(image: Any, dims: int) -> None:
     if image.dim() not in (dims + 1, dims + 2):
         axes = {1: "L", 2: "H, W", 3: "D, H, W"}[dims]
         raise ValueError(f"input must have shape (N, C, {axes}) or (C, {axes}), got {tuple(image.shape)}")
+
+
+def identity_of(layer: Any, delta: Any) -> str:
+    """Which identity the filter bank ``delta`` of a Dirac layer's state dict is. Raises ValueError if it is none."""
+    if not isinstance(delta, Tensor):
+        raise ValueError(f"delta must be a torch.Tensor, got {type(delta).__name__}")
+    theirs, own = tuple(delta.shape), tuple(layer.weight.shape)
+    if theirs != own:
+        raise ValueError(f"size mismatch for delta: {theirs} in the checkpoint, {own} in the model")
+    small, large = sorted((layer.in_channels, layer.out_channels))
+    known = ("dirac", "tiled") if layer.groups == 1 and large % small == 0 else ("dirac",)
+    for identity in sorted(known, key=lambda name: name != layer.identity):  # the own one first: some are both
+        if delta.is_meta or torch.equal(delta, layer._make_delta(identity, delta.dtype, delta.device)):
+            return identity
+    raise ValueError("delta is neither version 2's identity filter bank nor version 1's")
 
 
 def check_foldable(layer: nn.Module, kind: type[nn.Module]) -> None:

@@ -7,6 +7,7 @@ checkpoints load strictly. Source: arXiv 1706.00388.
 # No ``from __future__ import annotations`` here: torch.fx keeps forward's, and cannot pickle those that are strings.
 import copy
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -17,7 +18,14 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from triton_dirac.conv3d import conv3d, dirac_conv3d
 from triton_dirac.functional import BACKENDS, FORMS, conv2d, dirac_conv2d, dirac_weight
 from triton_dirac.identity_term import centred, diagonal, with_identity
-from triton_dirac.module_checks import check_arguments, check_choice, check_foldable, check_image, check_not_rescaled
+from triton_dirac.module_checks import (
+    check_arguments,
+    check_choice,
+    check_foldable,
+    check_image,
+    check_not_rescaled,
+    identity_of,
+)
 from triton_dirac.runtime.tracing import autocast_dtype
 from triton_dirac.weight_prep.net_node import versions
 
@@ -41,7 +49,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Source: arXiv 1706.00388, section 4; the official training script.
     """
-    if not weight_decay >= 0:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not (isinstance(weight_decay, Real) and weight_decay >= 0):
         raise ValueError(f"weight_decay must be a non-negative number, got {weight_decay!r}")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
@@ -144,6 +154,11 @@ class _DiracConv(nn.modules.conv._ConvNd):
         """The identity filter bank I, in the weight's shape. Made on demand: no forward pass reads it."""
         return self._make_delta(self.identity, self.weight.dtype, self.weight.device)
 
+    @delta.setter
+    def delta(self, delta: Tensor) -> None:
+        """As loading does it: ``torch.func.functional_call`` with a whole state dict assigns this, too."""
+        self.identity = identity_of(self, delta)
+
     def _make_delta(self, identity: str, dtype: torch.dtype, device: torch.device) -> Tensor:
         delta = torch.zeros(self.weight.shape, dtype=dtype, device=device)
         if identity == "tiled":
@@ -239,7 +254,11 @@ class _DiracConv(nn.modules.conv._ConvNd):
         delta = state_dict.pop(prefix + "delta", None)
         for name in ("alpha", "beta"):  # version 1, and version 2 at first, had one scalar a layer
             tensor, own = state_dict.get(prefix + name), self._parameters.get(name)
-            if tensor is not None and tuple(tensor.shape) == (1,) and (own is None or own.shape != tensor.shape):
+            if (
+                isinstance(tensor, Tensor)
+                and tuple(tensor.shape) == (1,)
+                and (own is None or own.shape != tensor.shape)
+            ):
                 state_dict[prefix + name] = tensor.repeat(self.out_channels)
         self.loading = True
         try:
@@ -248,24 +267,11 @@ class _DiracConv(nn.modules.conv._ConvNd):
             )
         finally:
             del self.loading
-        if delta is None or delta.is_meta:
-            return
-        if delta.shape != self.weight.shape:
-            error_msgs.append(
-                f"size mismatch for {prefix}delta: {tuple(delta.shape)} in the checkpoint, "
-                f"{tuple(self.weight.shape)} in the model"
-            )
-            return
-        known = ("dirac", "tiled") if self._can_be_tiled() else ("dirac",)
-        for identity in sorted(known, key=lambda name: name != self.identity):  # the own one first: some are both
-            if torch.equal(delta, self._make_delta(identity, delta.dtype, delta.device)):
-                self.identity = identity
-                return
-        error_msgs.append(f"{prefix}delta is neither version 2's identity filter bank nor version 1's")
-
-    def _can_be_tiled(self) -> bool:
-        small, large = sorted((self.in_channels, self.out_channels))
-        return self.groups == 1 and large % small == 0
+        if delta is not None:
+            try:
+                self.delta = delta
+            except ValueError as error:
+                error_msgs.append(str(error).replace("delta", f"{prefix}delta", 1))
 
     def extra_repr(self) -> str:
         tiled = ", identity='tiled'" if self.identity == "tiled" else ""

@@ -30,7 +30,8 @@ def test_lists_are_split_at_commas_and_stripped():
     [
         ({"nets": " , "}, "--nets names nothing"),
         ({"dtypes": "float31"}, "'float31'; choose from float32, tf32, float16, bfloat16"),
-        ({"batch": 0}, "--batch must be at least 1, got 0"),
+        ({"batch": 0}, r"--batch must be at least 1 and below 2 \*\* 31, got 0"),
+        ({"batch": 2**31}, r"--batch must be at least 1 and below 2 \*\* 31, got 2147483648"),
     ],
 )
 def test_mistakes_are_named(given, message):

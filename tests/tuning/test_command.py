@@ -47,7 +47,14 @@ def compiling(monkeypatch):
         (["--nets", "ResNet-50"], "'ResNet-50' is none of DiracNet-28-10"),
         (["--nets", ","], "needs one or several of DiracNet-28-10"),
         (["--dtypes", "float64"], "'float64' is none of bfloat16, float16, float32, tf32"),
-        (["--batch", "0"], "must be a positive integer, got '0'"),
+        (["--batch", "0"], "must be a positive integer below 2 ** 31, got '0'"),
+        (["--batch", str(2**31)], "must be a positive integer below 2 ** 31, got '2147483648'"),
+        (["--jobs", "²"], "must be a positive integer below 2 ** 31, got '²'"),
+        (["--layers", ","], "needs one or several parts of layers' names, got ','"),
+        (
+            ["--compile-only", "--target", "cuda:90", "--nets", "DiracNet-34-2", "--cache", "/dev/null"],
+            "--cache must be a folder that can be written",
+        ),
         (
             ["--compile-only", "--target", "cuda:90", "--layers", "7x7x7x7", "--nets", "DiracNet-34-2"],
             "nothing is selected: no layer of DiracNet-34-2 holds 7x7x7x7",

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 import triton
 
+from triton_dirac.exact import BEYOND
 from triton_dirac.functional import FORMS
 from triton_dirac.models import DIRACNETS
-from triton_dirac.runtime import compile_ahead, compiled_cache, timings
+from triton_dirac.runtime import compile_ahead, compiled_cache, files, timings
 from triton_dirac.runtime.compile_ahead import Outcome, Planner
 from triton_dirac.runtime.launch import INTERPRETED
 from triton_dirac.runtime.targets import TARGETS
@@ -44,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     works, others = _selected(options)
     if not works and not others:
         parser.error(f"nothing is selected: no layer of {', '.join(options.nets)} holds {' or '.join(options.layers)}")
+    try:
+        files.require_writable(compiled_cache.directory() / compiled_cache.MARK)
+    except OSError as error:
+        parser.error(f"--cache must be a folder that can be written: {error}")
     compile_ahead.jobs = options.jobs
     compiled_cache.relocate()
     with contextlib.closing(compile_ahead):
@@ -76,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[*PASSES, PREP],
         help=_named((*PASSES, PREP)) + "; default: all",
     )
-    add("--layers", type=_split, default=[], help="parts of layers' names as they are printed; default: all")
+    add("--layers", type=_parts, default=[], help="parts of layers' names as they are printed; default: all")
     add("--batch", type=_positive, help="default: each net's published batch")
     add("--cache", type=Path, help="folder of the compiled kernels; default: Triton's own (TRITON_CACHE_DIR)")
     add("--jobs", type=_positive, help="compiling processes; default: one for each core")
@@ -126,6 +131,12 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _parts(text: str) -> list[str]:
+    if not (found := _split(text)):
+        raise argparse.ArgumentTypeError(f"needs one or several parts of layers' names, got {text!r}")
+    return found
+
+
 def _listed(known: Sequence[str]) -> Callable[[str], list[str]]:
     """A type for comma-separated names, each of which must be known."""
 
@@ -145,8 +156,8 @@ def _named(known: Sequence[str] | Mapping[str, object]) -> str:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) < BEYOND:
+        raise argparse.ArgumentTypeError(f"must be a positive integer below 2 ** 31, got {text!r}")
     return int(text)
 
 
