@@ -33,6 +33,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from bench.environment import environment, load
+from bench.results import output_folder, positive
 from triton_dirac import reference
 from triton_dirac.identity_term import diagonal, identity_rows
 from triton_dirac.models import net_named
@@ -195,7 +196,6 @@ def run_all(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
     wanted = trials(options.kinds, options.depths, options.seeds, options.epochs)
     given = " ".join(sys.argv[1:] if arguments is None else arguments)
     journal = options.output / JOURNAL
@@ -233,12 +233,12 @@ def _parser() -> argparse.ArgumentParser:
         "python -m bench.depth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--output", type=Path, required=True)
+    add("--output", type=output_folder, required=True)
     add("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS))
-    add("--depths", nargs="+", type=int, default=DEPTHS)
-    add("--seeds", type=int, default=SEEDS)
-    add("--epochs", type=int, default=EPOCHS)
-    add("--processes", type=int, default=2, help="trainings at a time, each on one core")
+    add("--depths", nargs="+", type=positive, default=DEPTHS)
+    add("--seeds", type=positive, default=SEEDS)
+    add("--epochs", type=positive, default=EPOCHS)
+    add("--processes", type=positive, default=2, help="trainings at a time, each on one core")
     return parser
 
 

@@ -11,11 +11,11 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.results import output_folder
 from triton_dirac.models import PUBLISHED, Published
 from triton_dirac.runtime import files
 
@@ -32,7 +32,7 @@ def row_of(name: str, net: Published) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m bench.published", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_folder, required=True)
     options = parser.parse_args(arguments)
     rows = [row_of(name, net) for name, net in PUBLISHED.items()]
     files.replace(options.output / RESULTS, json.dumps(rows, indent=1) + "\n")

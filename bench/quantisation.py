@@ -17,13 +17,13 @@ import statistics
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.environment import environment
+from bench.results import output_folder, positive
 from triton_dirac import fold
 from triton_dirac.fold_separate import ConvPlusIdentity
 from triton_dirac.runtime import files
@@ -148,9 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m bench.quantisation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_folder, required=True)
     parser.add_argument("--net", default="diracnet-28-1")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=positive, default=10)
     return parser
 
 

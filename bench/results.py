@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import time
@@ -74,3 +75,19 @@ def sizes(problem: ConvProblem) -> dict[str, Any]:
 def digits(value: float, significant: int) -> float:
     """``value`` with so many significant decimal digits."""
     return float(f"{value:.{significant}g}")
+
+
+def output_folder(text: str) -> Path:
+    """A command's ``--output``: tried before what is written there is measured."""
+    try:
+        files.require_writable(Path(text) / "results.json")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: accepted is a folder that can be written: {error}") from None
+    return Path(text)
+
+
+def positive(text: str) -> int:
+    """A command's number of things."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: accepted is a positive integer")
+    return int(text)

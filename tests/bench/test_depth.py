@@ -114,3 +114,18 @@ def test_published_rows_are_written(tmp_path):
     rows = {row["name"]: row for row in json.loads((tmp_path / "published.json").read_text())}
     assert rows["DiracNet-28-10"]["parameters"] == 36_450_090
     assert {result["error"] for result in rows["ResNet-1001"]["results"]} == {4.92, 4.62, 22.71}
+
+
+@pytest.mark.parametrize("command", [published, quantisation, depth], ids=lambda command: command.__name__)
+def test_an_output_that_cannot_be_written_is_refused_first(command, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--output", str(tmp_path / "file")])
+    assert "accepted is a folder that can be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--epochs", "--processes", "--depths"])
+def test_a_number_of_things_is_positive(option, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        depth.main(["--output", str(tmp_path), option, "0"])
+    assert f"argument {option}: '0': accepted is a positive integer" in capsys.readouterr().err

@@ -212,6 +212,7 @@ def without(checkpoint, key):
         ),
         (lambda c: folded_state(c, c), r"the checkpoint is folded: load it into a folded net"),
         (lambda c: {"state_dict": c}, r"has 'state_dict' \(dict\): it is no official"),
+        (lambda c: c | {"conv": c["conv"] * 1j}, r"has 'conv' \(torch.complex64\): it is no official"),
         (
             lambda c: flat_parameters(CIFAR, True, 1)[0] | c_stats(c),
             r"\(16, 32, 3, 3\) .* is it of version 1 .* diracnet_v1 builds",

@@ -160,10 +160,9 @@ def _translate(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         if re.fullmatch(r"eye\d+(_\d+)*", str(key)):
             continue
         found = _renamed(str(key), _RULES)
-        if found is None or not isinstance(tensor, torch.Tensor):
-            raise ValueError(
-                f"the checkpoint has {key!r} ({type(tensor).__name__}): it is no official DiracNet checkpoint"
-            )
+        if found is None or not isinstance(tensor, torch.Tensor) or tensor.is_complex():
+            kind = type(tensor).__name__ if found is None or not isinstance(tensor, torch.Tensor) else tensor.dtype
+            raise ValueError(f"the checkpoint has {key!r} ({kind}): it is no official DiracNet checkpoint")
         tensors[found] = tensor.detach()
     return tensors
 
