@@ -66,6 +66,15 @@ def test_what_is_printed_before_the_first_answer_is_no_answer(ask):
     assert ask("print('hello')\nprint(12, flush=True)") == {"ok": True, "number": 7}
 
 
+@pytest.mark.parametrize("variable", ["TMPDIR", "TRITON_CACHE_DIR"])
+def test_what_is_written_is_in_the_workers_folder_whatever_the_caller_says(ask, tmp_path, monkeypatch, variable):
+    """Else what compilers write stays there when they are killed, and kernels are not compiled but found."""
+    monkeypatch.setenv(variable, str(tmp_path))
+    show = f"import os, sys\nsys.stderr.write(os.environ['{variable}'] + ' in ' + sys.argv[1])\nsys.exit(3)"
+    path, folder = ask(show)["error"].partition("(")[2].rstrip(")").split(" in ")
+    assert path.startswith(folder)
+
+
 def test_bytes_that_are_no_text_are_shown_as_far_as_they_are(ask):
     answer = ask("import os, sys\nos.write(2, b'bad \\xff\\xfe')\nsys.exit(3)")
     assert answer["ended"] == UNSTARTED

@@ -57,8 +57,8 @@ class Worker:
             "PYTHONSAFEPATH": "1",
             "OMP_NUM_THREADS": "1",
             **dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), ""),
-            **environment,
         }
+        self.named = dict(environment)
         self.process: subprocess.Popen[str] | None = None
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.errors,
-                env=own | self.environment,
+                env=self.environment | own | self.named,
                 text=True,
                 start_new_session=True,
             )
