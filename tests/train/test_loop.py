@@ -14,6 +14,7 @@ import torch
 from tests.train.small import CPU, assert_same_state, few_images, final_state, options, training
 from triton_dirac.modules import DiracConv2d
 from triton_dirac.train import __main__ as command
+from triton_dirac.train.log import write_log
 from triton_dirac.train.loop import Training
 from triton_dirac.train.options import options_for
 from triton_dirac.train.recipe import RECIPES
@@ -194,6 +195,15 @@ def test_the_command_leaves_a_log_a_figure_and_a_checkpoint(tmp_path, capsys):
     ElementTree.parse(tmp_path / "run" / "curves.svg")
     assert final_state(tmp_path / "run")["epoch"] == 2
     assert command.main([*arguments, "--resume"]) == 0
+
+
+def test_a_training_that_diverged_is_json(tmp_path):
+    """NaN is none; null is."""
+    rows = [{"epoch": 1, "train_loss": float("nan"), "test_loss": float("inf"), "alpha": [0.5, float("nan")]}]
+    write_log(tmp_path, options(), rows)
+    text = (tmp_path / "log.json").read_text()
+    (epoch,) = json.loads(text, parse_constant=pytest.fail)["epochs"]
+    assert epoch == {"epoch": 1, "train_loss": None, "test_loss": None, "alpha": [0.5, None]}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ COLUMNS = (
 def write_log(folder: Path, options: Options, rows: Sequence[dict[str, Any]]) -> None:
     """log.csv, a line an epoch; log.json, the same with options, versions and every Dirac layer's mean |alpha|, |beta|.
 
-    Losses are means over images, accuracies percent, seconds those of training and testing so far.
+    Losses are means over images, accuracies percent, seconds those of training and testing so far. What is no number
+    any more, since the training diverged, is null in log.json: JSON has no NaN.
     """
     table, record = LOGS
     text = io.StringIO()
@@ -33,7 +34,8 @@ def write_log(folder: Path, options: Options, rows: Sequence[dict[str, Any]]) ->
     files.replace(folder / table, text.getvalue())
     versions = {"torch": torch.__version__, "triton_dirac": _version()}
     document = {"options": options.plain(), "versions": versions, "epochs": list(rows)}
-    files.replace(folder / record, json.dumps(document, indent=1))
+    numbers = json.loads(json.dumps(document), parse_constant=lambda name: None)
+    files.replace(folder / record, json.dumps(numbers, indent=1))
 
 
 def _version() -> str:
