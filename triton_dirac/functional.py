@@ -19,6 +19,7 @@ from triton_dirac.checks import check_call, check_dirac_arguments, check_per_fil
 from triton_dirac.conv import torch_backend as conv_torch
 from triton_dirac.conv.problem import ConvProblem
 from triton_dirac.exact import IntOrPair, spelled
+from triton_dirac.known_to_torch import keep_for_torch, known_to_torch
 from triton_dirac.runtime.signature_cache import SignatureCache
 from triton_dirac.runtime.tracing import autocast_dtype, is_observed, is_plain, is_transformed
 from triton_dirac.weight_prep import cpu as cpu_prep
@@ -235,7 +236,7 @@ def conv2d(
     how: dict[str, Any] = {"alpha": alpha, "activation": activation, "precision": precision, "backend": backend}
     if others := checks.stand_ins(checks.CONV, (input, weight), (bias, alpha)):
         return _hand_over(conv2d, others, input, weight, bias, stride, padding, dilation, groups, **how)
-    if (problem := _known_to_torch(tensors, options)) is not None:
+    if (problem := known_to_torch(tensors, options)) is not None:
         return conv_torch.conv2d(input, weight, bias, alpha, problem, activation)
     stride, padding, dilation, groups = exact.exact_geometry(stride, padding, dilation, groups)
     args: Any = (bias, stride, padding, dilation, groups)
@@ -251,7 +252,7 @@ def conv2d(
     if alpha is not None:
         check_per_filter("alpha", alpha, weight.shape[0], "input", input.dtype)
     if not use_triton(backend, input.dtype, input.device):
-        _keep_for_torch(tensors, options, call.problem)
+        keep_for_torch(tensors, options, call.problem)
         return conv_torch.conv2d(input, weight, bias, alpha, call.problem, activation)
     settings = conv_op.ConvSettings(*call.geometry, activation, call.precision, backend == "auto")
     return conv_op.conv2d(tensors, settings, options)
@@ -299,7 +300,7 @@ def dirac_conv2d(
     how: Any = {"form": form, "eps": eps, "activation": activation, "precision": precision, "backend": backend}
     if others := checks.stand_ins(checks.DIRAC, (input, weight, alpha, beta), (bias,)):
         return _hand_over(dirac_conv2d, others, *tensors, stride, padding, dilation, groups, **how)
-    if (problem := _known_to_torch(tensors, options)) is not None:
+    if (problem := known_to_torch(tensors, options)) is not None:
         return _dirac_by_torch(tensors, form, eps, problem, activation)
     eps = exact.exact_eps(eps)
     stride, padding, dilation, groups = exact.exact_geometry(stride, padding, dilation, groups)
@@ -317,7 +318,7 @@ def dirac_conv2d(
         raise TypeError(f"weight must have input's dtype {input.dtype} or float32, got {weight.dtype}")
     call = check_call(input, weight, bias, None, stride, padding, dilation, groups, activation, precision)
     if not use_triton(backend, input.dtype, input.device):
-        _keep_for_torch(tensors, options, call.problem)
+        keep_for_torch(tensors, options, call.problem)
         return _dirac_by_torch(tensors, form, eps, call.problem, activation)
     split = uses_split(form, input.dtype, on_triton=True)
     settings = dirac_op.DiracSettings(eps, split, *call.geometry, activation, call.precision, backend == "auto")
@@ -330,27 +331,6 @@ def _dirac_by_torch(tensors: Any, form: str, eps: float, problem: ConvProblem, a
     how: Any = {"eps": eps, "dtype": input.dtype, "groups": problem.groups, "backend": "torch"}
     prepared = dirac_weight(weight, alpha, beta, identity=not split, **how)
     return conv_torch.conv2d(input, prepared, bias, alpha if split else None, problem, activation)
-
-
-_problems: SignatureCache[ConvProblem] = SignatureCache()  # of convolutions that torch computed
-
-
-def _known_to_torch(tensors: Sequence[Tensor | None], options: bytes | None) -> ConvProblem | None:
-    """The problem of an earlier call like this one, which was checked then and computed by torch."""
-    if options is None or is_observed():
-        return None
-    given = [tensor for tensor in tensors if tensor is not None]
-    problem = _problems.find((options, given[0].shape), given)
-    if problem is None or not all(map(Tensor.data_ptr, given)):  # freed since, or empty
-        return None
-    return problem
-
-
-def _keep_for_torch(tensors: Sequence[Tensor | None], options: bytes | None, problem: ConvProblem) -> None:
-    """Not of an image under autocast: a guard tells whether there is any, and not to which dtype."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    if options is not None and is_plain(*given) and autocast_dtype(given[0]) is None:
-        _problems.keep((options, given[0].shape), given, problem)
 
 
 def _ready(tensor: Tensor, dtype: torch.dtype | None, backend: str) -> Tensor:

@@ -63,10 +63,11 @@ def joined(device: str | None = None) -> Iterator[Processes]:
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be 'cpu' on this machine, which has no GPU, got 'cuda'")
-    if _number("WORLD_SIZE", least=1) == 1:
+    if _number("WORLD_SIZE", os.environ.get("WORLD_SIZE"), least=1) == 1:
         yield Processes(torch.device(kind))
         return
-    own = torch.device(kind, _number("LOCAL_RANK", least=0)) if kind == "cuda" else torch.device(kind)
+    rank = _number("LOCAL_RANK", os.environ.get("LOCAL_RANK"), least=0)
+    own = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if own.type == "cuda":
         torch.cuda.set_device(own)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
@@ -78,9 +79,9 @@ def joined(device: str | None = None) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def _number(variable: str, least: int) -> int:
-    """The variable that torchrun sets; ``least`` where nobody has."""
-    text = os.environ.get(variable) or str(least)
+def _number(variable: str, value: str | None, least: int) -> int:
+    """The value of a variable that torchrun sets; ``least`` where nobody has."""
+    text = value or str(least)
     if not text.isdecimal() or int(text) < least:
         raise ValueError(f"{variable} must be an integer from {least} on, as torchrun sets it, got {text!r}")
     return int(text)
