@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import triton
 
 from tests.runtime.test_compile_ahead import own_environment
 from triton_dirac.tuning import __main__ as command
@@ -64,7 +65,7 @@ def compiling(monkeypatch):
 @pytest.mark.usefixtures("compiling")
 def test_what_cannot_be_done_is_said(arguments, words, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit) as ended:
+    with triton.knobs.cache.scope(), pytest.raises(SystemExit) as ended:  # --cache is the process's from then on
         command.main(arguments)
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
