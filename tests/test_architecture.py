@@ -116,6 +116,14 @@ def test_an_arrow_upwards_and_a_circle_are_found():
     assert circle({"a": {"b"}, "b": {"a"}, "c": {"a"}, "d": set()}) == ["a", "b", "c"]
 
 
+def test_no_named_tuple_is_generic():
+    """Python 3.10 cannot import it, and neither mypy nor ruff says so."""
+    for module, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and len(node.bases) > 1:
+                assert "NamedTuple" not in map(ast.unparse, node.bases), f"{module}.{node.name}"
+
+
 @pytest.mark.parametrize("folder", [*PACKAGES, "tests"])
 def test_no_file_is_too_long_to_be_read_at_once(folder):
     lines = {str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines()) for file in files(folder)}

@@ -30,7 +30,7 @@ def dirac_delta(
     per_group = filters // groups
     for group in range(groups):
         for d in range(min(per_group, channels)):
-            delta[(group * per_group + d, d, *centre)] = 1
+            delta[group * per_group + d, d][centre] = 1
     return delta
 
 

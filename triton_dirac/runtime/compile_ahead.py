@@ -13,7 +13,8 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import triton
 
@@ -31,7 +32,8 @@ Planner = Callable[[], Sequence[Launch]]  # makes launches and runs none
 Name = TypeVar("Name")
 
 
-class Outcome(NamedTuple, Generic[Name]):
+@dataclass(frozen=True)
+class Outcome(Generic[Name]):
     """Why some could not be compiled: for good, or this time (killed, no answer); how many were compiled anew."""
 
     refused: dict[Name, str]
@@ -72,7 +74,7 @@ def compile_ahead(
             blamed = outcome.lost if answer.get("ended") == LOST else outcome.refused
             blamed.update(dict.fromkeys(wanted_by[key], answer["error"]))
     compiled_cache.mark()
-    return outcome._replace(compiled=sum(answer["ok"] for answer in answers))
+    return replace(outcome, compiled=sum(answer["ok"] for answer in answers))
 
 
 def _lacking(planner: Planner, target: Target, known: set[str]) -> list[tuple[str, dict[str, Any]]]:

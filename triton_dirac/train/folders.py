@@ -70,12 +70,13 @@ class _Files(Dataset[tuple[Tensor, int]]):
         except OSError as error:
             raise ValueError(f"{path} must be an image: {error}") from error
         mirrored = False
+        width, height = image.size
         if self.trained:
             generator = torch.Generator().manual_seed(seed)
-            box = random_box(*image.size, generator)
+            box = random_box(width, height, generator)
             mirrored = bool(torch.randint(2, (), generator=generator))
         else:
-            box = middle_box(*image.size)
+            box = middle_box(width, height)
         image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(SIZE, SIZE, 3).permute(2, 0, 1)
         mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
