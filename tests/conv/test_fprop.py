@@ -102,6 +102,16 @@ def test_one_alpha_for_all_filters(device):
     assert_as_good_as_torch("output", y, case.fprop(torch.float64))
 
 
+@pytest.mark.parametrize("config", [GATHER, BATCH, TILE, TWO_PARTS, PERSISTENT], ids=lambda config: config.name)
+@pytest.mark.usefixtures("two_programs")
+def test_alphas_of_filters_without_an_identity_are_not_read(config, device):
+    """A channel that the image lacks is read as 0, which an infinite alpha would make NaN."""
+    case = Case(ConvProblem(16, 32, 2, 2, 64, 3, 3, padding=ONE), torch.float16, device)
+    y = fprop(case.x, case.w, case.problem, case.epilogue(), config=config)
+    case.alpha[32:] = float("inf")
+    assert torch.equal(fprop(case.x, case.w, case.problem, case.epilogue(), config=config), y)
+
+
 @pytest.mark.parametrize("config", [GATHER, BATCH, TILE, PERSISTENT], ids=lambda config: config.loader)
 def test_empty_batch(config, device):
     problem = ConvProblem(0, 16, 5, 5, 16, 3, 3, padding=ONE)
