@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import onnxruntime
 import pytest
@@ -262,6 +263,13 @@ def test_training_mode_is_refused():
         fold(net)
     with pytest.raises(RuntimeError, match=r"\(DiracConv2d is in training mode\)"):
         fold(DiracConv2d(3, 3, 3))
+
+
+def test_what_cannot_be_copied_is_refused():
+    model = block(DiracConv2d(4, 4, 3)).eval()
+    model.lock = threading.Lock()
+    with pytest.raises(RuntimeError, match=r"this Sequential cannot be copied .cannot pickle '_thread.lock' object"):
+        fold(model)
 
 
 def test_what_no_plain_convolution_computes_is_refused():

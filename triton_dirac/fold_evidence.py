@@ -290,7 +290,10 @@ def hook_mentioning(words: Set[str], module: nn.Module) -> str | None:
 
 def copy_of(model: nn.Module) -> nn.Module:
     """A deep copy, also of a model that holds results of a graph, which torch refuses to copy: weights that hooks make
-    anew at each call, outputs kept from the last. The copy has their values."""
+    anew at each call, outputs kept from the last. The copy has their values.
+
+    RuntimeError for what cannot be copied: a model that FSDP has sharded, one that holds a lock or a module of Python.
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():
@@ -298,4 +301,10 @@ def copy_of(model: nn.Module) -> nn.Module:
             held = held if isinstance(value, (dict, list, tuple)) else [value]
             results = (entry for entry in held if isinstance(entry, Tensor) and not entry.is_leaf)
             memo.update((id(result), result.detach().clone()) for result in results)
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # whatever a model's own __deepcopy__, __reduce__ or __getstate__ raises
+        raise RuntimeError(
+            f"fold folds a copy of the model, and this {type(model).__name__} cannot be copied ({error}). Of a model "
+            "that FSDP has sharded, load the full state dict into one that is not, and fold that"
+        ) from error

@@ -59,7 +59,7 @@ def fold(model: nn.Module, *, example: Any = NOTHING, norms: bool = True, identi
             channel, whose filters can be rounded to int8 without losing what lies beside the identity.
 
     Raises:
-        RuntimeError: a module is in training mode, where batch-norm depends on the batch.
+        RuntimeError: a module is in training mode, where batch-norm depends on the batch; the model cannot be copied.
         TypeError, ValueError: a Dirac convolution overrides forward, is parametrised or has tensors made by hooks
             (pruning, the older weight_norm); something else reads its tensors, which folding would change; or the
             example's output is not the same twice. The layer is named.
