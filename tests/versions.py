@@ -103,10 +103,11 @@ def make(environment: Environment) -> str:
         if not environment.named:
             raise LookupError(f"pip knows no CPU build of {torch} for Python {environment.python}") from None
         _quietly([*pip, torch])
-    _quietly([*pip, "--no-deps", f"triton=={environment.triton}"])  # in place of the one that a CUDA build brings
     table = nox.project.load_toml(project)
     needed = [*table["project"]["optional-dependencies"]["bench"], *nox.project.dependency_groups(table, "test")]
     _quietly([*pip, *environment.others, *needed])
+    # Last, in place of the one that a CUDA build brings and that pip sees to whenever it installs.
+    _quietly([*pip, "--no-deps", f"triton=={environment.triton}"])
     stamp.write_text(wanted)
     return str(python)
 
@@ -148,6 +149,9 @@ def run(environment: Environment, pytest: Sequence[str]) -> Result:
     asked = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True)
     if asked.returncode:
         return Result(environment, "", f"failed: {asked.stderr.strip().splitlines()[-1]}")
+    found = asked.stdout.strip()
+    if not is_of(environment, found):
+        return Result(environment, found, "failed: that is another environment than its name says")
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", *pytest]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     lines = [line.strip("= ") for line in ran.stdout.splitlines() if re.search(r"\d+ (passed|failed|error)", line)]
@@ -155,7 +159,13 @@ def run(environment: Environment, pytest: Sequence[str]) -> Result:
     if ran.returncode:
         print(ran.stdout[-4000:], ran.stderr[-2000:], sep="\n", flush=True)
     # pytest's 5 is no tests at all: nothing was shown.
-    return Result(environment, asked.stdout.strip(), f"{'failed' if ran.returncode else 'passed'}: {said}")
+    return Result(environment, found, f"{'failed' if ran.returncode else 'passed'}: {said}")
+
+
+def is_of(environment: Environment, found: str) -> bool:
+    """Whether versions are those of the name: Python's to the second number, a build's (+cpu) not at all."""
+    python, torch, triton, _ = (version.partition("+")[0] for version in found.split(", "))
+    return (python.rpartition(".")[0], torch, triton) == (environment.python, environment.torch, environment.triton)
 
 
 def table(results: Sequence[Result]) -> str:
