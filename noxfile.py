@@ -6,15 +6,22 @@ environment that has torch already, exactly as it is, name its interpreter: ``LA
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import sys
 import tempfile
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import nox
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).parent
 LAB = ROOT / ".nox" / "lab"
@@ -44,6 +51,12 @@ def lab(session: nox.Session) -> str:
         if shutil.which(python) is None:
             session.error(f"LAB_PYTHON is {named!r}, which is no program; accepted is an interpreter that has torch")
         return python
+    with alone_in(LAB.parent, session, "it makes the environment"):
+        return made_lab(session)
+
+
+def made_lab(session: nox.Session) -> str:
+    """What ``lab`` promises, where nobody else makes it."""
     python = str(LAB / "bin" / "python")
     stamp = LAB / "installed"
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + Path(__file__).read_bytes()).hexdigest()
@@ -59,6 +72,27 @@ def lab(session: nox.Session) -> str:
     session.run(*pip, *pair, "-e", ".[bench]", *groups, env=INTO_LAB, external=True)
     stamp.write_text(wanted)
     return python
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, session: nox.Session, why: str) -> Iterator[None]:
+    """Inside, no other nox is inside with the same folder; the one that comes second waits and says so."""
+    if fcntl is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            session.log(f"waiting for another nox: {why}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def install_torch(session: nox.Session, pip: tuple[str, ...]) -> None:
@@ -108,6 +142,12 @@ def bench(session: nox.Session) -> None:
     What was there moves to reports/previous/: a step that is killed leaves nothing, and nothing old may stand in.
     """
     python = lab(session)
+    with alone_in(LATEST.parent, session, f"it writes into {LATEST}"):
+        measure_and_report(session, python)
+
+
+def measure_and_report(session: nox.Session, python: str) -> None:
+    """What ``bench`` does, where nobody else does it."""
     if LATEST.exists() and any(LATEST.iterdir()):
         shutil.rmtree(PREVIOUS, ignore_errors=True)
         LATEST.rename(PREVIOUS)

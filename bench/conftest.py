@@ -122,9 +122,11 @@ def _journal(config: pytest.Config, results: Path | None) -> Journal | None:
             raise pytest.UsageError("--resume needs --benchmark-json FILE or --journal FILE: what is to go on?")
         return None
     try:
-        return Journal(path, resume and not has_more)
+        journal = Journal(path, resume and not has_more)
+        journal.require_free()
     except JournalError as error:
-        raise pytest.UsageError(f"--resume: {error}") from None
+        raise pytest.UsageError(f"{'--resume' if resume else '--journal'}: {error}") from None
+    return journal
 
 
 @pytest.fixture(scope="session")
@@ -203,6 +205,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if lab.has_ended and lab.journal and lab.selection.processes > 1:  # it holds what they hold
         for journal in processes.journals(lab.journal.path, lab.selection.processes).values():
             journal.unlink(missing_ok=True)
+    if lab.journal:
+        lab.journal.close()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -195,9 +195,17 @@ def run_all(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        with files.locked(options.output, patience=0):
+            return _run(options, " ".join(sys.argv[1:] if arguments is None else arguments))
+    except TimeoutError as error:
+        parser.error(f"--output: {error}")
+
+
+def _run(options: argparse.Namespace, given: str) -> int:
     wanted = trials(options.kinds, options.depths, options.seeds, options.epochs)
-    given = " ".join(sys.argv[1:] if arguments is None else arguments)
     journal = options.output / JOURNAL
     now = environment(f"python -m bench.depth {given}".strip(), load_before=load())
     began, known = begun(journal, now)

@@ -1,8 +1,11 @@
 """What the nox sessions do when a step fails, with a session that only notes its commands."""
 
+import contextlib
 import importlib.util
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,24 @@ def test_a_step_that_ends_well_and_writes_nothing_is_said(lab):
     session = Session("--benchmark-json=elsewhere", **{" --json": writes("{}")})
     with pytest.raises(Stopped, match=r"results\.json, which is not there"):
         lab.bench(session)
+
+
+def test_a_bench_waits_for_the_one_that_runs(lab):
+    """It would move the other's results aside while they are measured."""
+    lab.LATEST.mkdir(parents=True)
+    (lab.LATEST / "results.json").write_text("the other's")
+    session = Session(**{"benchmark-only": writes("{}"), " --json": writes("{}"), "--bytes": writes("{}")})
+    other = contextlib.ExitStack()
+    other.enter_context(lab.alone_in(lab.LATEST.parent, Session(), "the other"))
+    waiting = threading.Thread(target=lab.bench, args=(session,))
+    waiting.start()
+    while not session.logged:
+        time.sleep(0.01)
+    assert session.logged == [f"waiting for another nox: it writes into {lab.LATEST}"]
+    assert (lab.LATEST / "results.json").read_text() == "the other's"
+    other.close()
+    waiting.join()
+    assert (lab.PREVIOUS / "results.json").read_text() == "the other's"
 
 
 def test_a_run_is_compared_with_itself_and_with_what_was_planted(lab):

@@ -9,6 +9,7 @@ the stages printed (log.txt) and the table that is also printed last (visit.txt)
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import signal
@@ -21,6 +22,7 @@ from pathlib import Path
 from bench.gpu import check_journal, summary
 from bench.gpu.stages import STAGES
 from bench.gpu.visit import INTERRUPTED, PICKS, ROOT, Visit, sigterm_interrupts
+from triton_dirac.runtime import files
 
 MOST_BYTES = 15 * 2**20
 KEPT = ("index.html", "summary.md", "overview.svg")
@@ -29,14 +31,22 @@ KEPT = ("index.html", "summary.md", "overview.svg")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     out: Path = options.out
+    alone = contextlib.ExitStack()
     try:
         out.mkdir(parents=True, exist_ok=True)
+        alone.enter_context(files.locked(out, patience=0))
         for name in (*KEPT, "results.json", "checks.jsonl", "visit.txt"):  # an earlier visit's
             (out / name).unlink(missing_ok=True)
         (out / "log.txt").write_bytes(b"")
     except OSError as error:
         print(f"--out must be a folder that can be written: {error}", file=sys.stderr)
         return 2
+    with alone:
+        return _visit(options)
+
+
+def _visit(options: argparse.Namespace) -> int:
+    out: Path = options.out
     commit = options.commit or _commit(options.commit_file)
     with tempfile.TemporaryDirectory(prefix="triton-dirac-visit-") as work:
         seconds = 60 * options.budget

@@ -10,6 +10,7 @@ from bench import depth, published, quantisation
 from bench.depth import RoundedLayer, Trial, trials
 from triton_dirac import DiracConv2d, fold, reference
 from triton_dirac.models import diracnet
+from triton_dirac.runtime import files
 from triton_dirac.train.data import TensorSplit
 
 
@@ -62,6 +63,14 @@ def test_a_run_goes_on_where_it_was_ended_and_not_with_other_code(tmp_path):
     assert list(depth.run_all([Trial("plain", 10, 0, 1)], [entry], journal, 1)) == [entry]
     with pytest.raises(ValueError, match="is of code a, now other: name another folder"):
         depth.begun(journal, {**now, "code": "other"})
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path, capsys):
+    with files.locked(tmp_path), pytest.raises(SystemExit) as stopped:
+        depth.main(["--output", str(tmp_path), "--epochs", "1", "--seeds", "1"])
+    assert stopped.value.code == 2
+    assert "is in use by another process" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_trial_is_trained_and_its_factors_are_kept(monkeypatch):

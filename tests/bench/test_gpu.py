@@ -23,6 +23,7 @@ from bench.journal import Journal
 from bench.options import require_known
 from bench.results import KINDS
 from triton_dirac.conv.epilogue import ACTIVATIONS
+from triton_dirac.runtime import files
 
 CPU = torch.device("cpu")
 
@@ -329,6 +330,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["--out", str(tmp_path / "file" / "below")]) == 2
     assert "--out must be a folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_another_visit_writes_into(tmp_path, capsys):
+    (tmp_path / "visit.txt").write_text("the other's")
+    with files.locked(tmp_path):
+        assert main(["--out", str(tmp_path)]) == 2
+    assert "is in use by another process" in capsys.readouterr().err
+    assert (tmp_path / "visit.txt").read_text() == "the other's"
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "many", "nan"])

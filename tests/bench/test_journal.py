@@ -180,11 +180,30 @@ def test_killed_again_and_again_a_run_comes_to_its_end_and_measures_no_row_twice
         assert entry["stats"]["data"] == data[key]
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_beside_another_of_the_same_file(tmp_path, resume):
+    """It would move the other's journal aside, or both would write into it."""
+    path = tmp_path / "results.json"
+    running = lab_of(config_with(path))
+    running.journal.begin(running.environment())
+    before = running.journal.path.read_bytes()
+    with pytest.raises(
+        pytest.UsageError, match=r"results.journal.jsonl is in use by another process; wait for it, or "
+    ):
+        lab_of(config_with(path, resume=resume))
+    late = Journal(running.journal.path, resume)
+    with pytest.raises(JournalError, match="is in use by another process"):
+        late.begin({})
+    assert running.journal.path.read_bytes() == before
+    assert not list(tmp_path.glob("*.old"))
+
+
 def test_a_run_with_other_options_does_not_go_on(tmp_path):
     path = tmp_path / "results.json"
     lab = lab_of(config_with(path, resume=True))
     lab.journal.begin(lab.environment())
     before = lab.journal.path.read_bytes()
+    lab.journal.close()
     with pytest.raises(pytest.UsageError, match=r"cannot be gone on with: batch was None, is 3\. Without --resume it "):
         lab_of(config_with(path, resume=True, batch=3))
     assert lab.journal.path.read_bytes() == before

@@ -138,11 +138,17 @@ def test_a_link_is_followed(tmp_path):
     assert store(tmp_path / "elsewhere.json").read("entry") == {"a": 2.0}
 
 
-@pytest.mark.parametrize("place", ["a.json", "a.lock"])
-def test_a_directory_in_a_files_place(place, tmp_path):
-    (tmp_path / place).mkdir()
+def test_a_directory_in_the_files_place(tmp_path):
+    (tmp_path / "a.json").mkdir()
     with pytest.warns(UserWarning, match="timings are not kept"):
         store(tmp_path / "a.json").write("entry", {"a": 1.0})
+
+
+def test_a_directory_in_the_locks_place_serves_as_well(tmp_path):
+    (tmp_path / "a.lock").mkdir()
+    own = store(tmp_path / "a.json")
+    own.write("entry", {"a": 1.0})
+    assert own.read("entry") == {"a": 1.0}
 
 
 # --- while it is written ----------------------------------------------------------------------------------
@@ -205,7 +211,7 @@ def test_a_part_of_a_killed_writer_is_removed_by_the_next(tmp_path):
 def test_a_writer_that_was_stopped_holds_nobody_up(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "PATIENCE", 0.05)
     own = store(tmp_path / "a.json")
-    with files.locked(tmp_path / "a.lock"), pytest.warns(UserWarning, match=r"a\.lock is held by another process"):
+    with files.locked(tmp_path / "a.lock"), pytest.warns(UserWarning, match=r"a\.lock is in use by another process"):
         own.write("entry", {"a": 1.0})
     own.write("entry", {"a": 1.0})
     assert own.read("entry") == {"a": 1.0}

@@ -13,6 +13,7 @@ import torch
 
 from tests.train.small import CPU, assert_same_state, few_images, final_state, options, training
 from triton_dirac.modules import DiracConv2d
+from triton_dirac.runtime import files
 from triton_dirac.train import __main__ as command
 from triton_dirac.train.log import write_log
 from triton_dirac.train.loop import Training
@@ -229,6 +230,14 @@ def test_the_command_does_not_overwrite_a_training(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command.main([*FIRST, "--output", str(tmp_path)])
     assert "checkpoint.pt is there already: resume it" in capsys.readouterr().err
+
+
+def test_the_command_trains_in_a_folder_of_its_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "PATIENCE", 0)
+    with files.locked(tmp_path), pytest.raises(SystemExit) as stopped:
+        command.main([*FIRST, "--output", str(tmp_path), "--resume"])
+    assert stopped.value.code == 2
+    assert f"{tmp_path} is in use by another process" in capsys.readouterr().err
 
 
 # --- several processes --------------------------------------------------------------------------------------

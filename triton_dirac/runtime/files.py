@@ -117,32 +117,33 @@ def _named(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Inside, no other process or thread is inside with the same path; yields whether that is so.
+def locked(path: Path, patience: float = PATIENCE) -> Iterator[bool]:
+    """Inside, no other process or thread is inside with the same path, a folder or a file, which is made; yields
+    whether that is so.
 
-    It is not where files have no locks: on Windows and some network file systems. Raises OSError where the file
-    cannot be opened or is held for longer than PATIENCE.
+    It is not where files have no locks: on Windows and some network file systems. Raises OSError where the path cannot
+    be opened, and TimeoutError where it is held for longer than ``patience`` seconds.
     """
     if fcntl is None:
         yield False
         return
     # Only for reading: another user's lock file, in a directory that several share, serves as well.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_RDONLY | (0 if path.is_dir() else os.O_CREAT), 0o666)
     try:
-        yield _lock(descriptor, path)
+        yield _lock(descriptor, path, patience)
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path) -> bool:
-    deadline = time.monotonic() + PATIENCE
+def _lock(descriptor: int, path: Path, patience: float) -> bool:
+    deadline = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{path} is held by another process") from None
+                raise TimeoutError(f"{path} is in use by another process") from None
             time.sleep(0.005)
         except OSError:
             return False

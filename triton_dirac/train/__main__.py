@@ -9,6 +9,7 @@ torchrun --nproc-per-node=gpu -m triton_dirac.train ...
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from triton_dirac.train.recipe import RECIPES
 
 CURVES = "curves.svg"
 STOPPED = 143  # the exit status of a process that SIGTERM ended
+PATIENCE = 10.0  # seconds for the output folder: those that decode images see within 5 that their training was killed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: Options, output: Path, resume: bool) -> int:
     from triton_dirac.train.progress import Bar
 
-    with joined(options.device) as processes:
+    with joined(options.device) as processes, contextlib.ExitStack() as alone:
+        if processes.is_first:
+            alone.enter_context(files.locked(output, PATIENCE))
         data = open_data(options.data, Path(options.root) if options.root else None, options.workers)
         training = Training(options, data, processes, output, resume=resume)
         recipe = options.recipe
