@@ -29,7 +29,7 @@ ENVIRONMENTS = ROOT / ".nox" / "versions"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 PAIRS = (
     # torch, the Triton that it belongs to, and what else has to be held back
-    ("2.11.0", "3.6.0", ("numpy<2.4",)),  # Triton 3.6's interpreter takes no newer one: runtime/numpy_check.py
+    ("2.11.0", "3.6.0", ("numpy<2.4",)),  # Triton 3.6's interpreter takes no newer one: runtime/supported.py
     ("2.13.0", "3.7.1", ()),
     ("2.14.1", "3.8.0", ()),
     ("2.14.1", "3.9.0", ()),  # which no torch brings yet
@@ -153,13 +153,22 @@ def run(environment: Environment, pytest: Sequence[str]) -> Result:
     if not is_of(environment, found):
         return Result(environment, found, "failed: that is another environment than its name says")
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", *pytest]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    lines = [line.strip("= ") for line in ran.stdout.splitlines() if re.search(r"\d+ (passed|failed|error)", line)]
-    said = lines[-1] if lines else (ran.stdout + ran.stderr).strip().splitlines()[-1]
-    if ran.returncode:
-        print(ran.stdout[-4000:], ran.stderr[-2000:], sep="\n", flush=True)
+    code, said = _shown(command)
+    lines = [line.strip("= ") for line in said if re.search(r"\d+ (passed|failed|error)", line)] or said or ["nothing"]
     # pytest's 5 is no tests at all: nothing was shown.
-    return Result(environment, found, f"{'failed' if ran.returncode else 'passed'}: {said}")
+    return Result(environment, found, f"{'failed' if code else 'passed'}: {lines[-1]}")
+
+
+def _shown(command: list[str]) -> tuple[int, list[str]]:
+    """Run the tests, showing what they print as they print it: (exit status, the lines)."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **out) as running:
+        lines = []
+        for line in running.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+    return running.returncode, [line for line in lines if line]
 
 
 def is_of(environment: Environment, found: str) -> bool:
