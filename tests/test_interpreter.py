@@ -26,6 +26,13 @@ def _sum_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
     tl.store(y_ptr + at, _plus(x, x) + tl.sum(x))
 
 
+@triton.jit
+def _head_kernel(x_ptr, y_ptr, least, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    mask = (at < 2) & (tl.program_id(0) >= least)
+    tl.store(y_ptr + at, tl.load(x_ptr + at, mask=mask, other=7.0), mask=mask)
+
+
 def twice_and_sum(x: Tensor) -> Tensor:
     y = torch.empty_like(x)
     Launch(_sum_kernel, (1,), {"x_ptr": x, "y_ptr": y}, {"BLOCK": len(x)}).run()
@@ -51,6 +58,14 @@ def test_after_a_launch_that_failed_the_next_is_right():
     with pytest.raises(triton.runtime.errors.InterpreterError):
         Launch(_sum_kernel, (1,), {"x_ptr": torch.ones(1), "y_ptr": torch.ones(1)}, {"BLOCK": 3}).run()
     torch.testing.assert_close(twice_and_sum(torch.ones(2)), torch.full((2,), 4.0))
+
+
+@pytest.mark.parametrize("least, expected", [(0, [1.0, 1.0, 0.0, 0.0]), (1, [0.0] * 4)])
+def test_a_comparison_of_scalars_is_broadcast_as_a_mask(least, expected):
+    """Triton 3.9's interpreter broadcasts it as integers, which it does not take for a mask."""
+    y = torch.zeros(4)
+    Launch(_head_kernel, (1,), {"x_ptr": torch.ones(4), "y_ptr": y, "least": least}, {"BLOCK": 4}).run()
+    assert y.tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32])

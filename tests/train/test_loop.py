@@ -207,12 +207,18 @@ def test_a_training_that_diverged_is_json(tmp_path):
     assert epoch == {"epoch": 1, "train_loss": None, "test_loss": None, "alpha": [0.5, None]}
 
 
+def test_a_training_that_diverged_says_so_at_its_end(tmp_path, capsys):
+    assert command.main([*FIRST, "--lr", "1e30", "--output", str(tmp_path)]) == 0
+    assert "diverged: from epoch 1 on the loss is no number" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--net", "diracnet-11-1"], r"depth must be 6n \+ 4"),
         (["--data", "cifar10"], "root must be the folder of cifar10, got none"),
         (["--data", "cifar10", "--root", "nowhere"], "root must be or hold cifar-10-batches-py"),
+        (["--root", "."], r"root must be none for digits, which scikit-learn brings, got '\.'"),
         (["--graph"], "graph must be False without a GPU"),
         (["--lr", "-1"], "lr must be a positive number, got -1.0"),
         (["--output", "/proc/none"], "No such file or directory|Permission denied|Read-only"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -15,11 +14,12 @@ import torch
 import triton
 from torch import Tensor
 
+from triton_dirac.runtime import interpreter
+
 # Triton decides when a kernel is decorated, so what held at import is what holds.
 INTERPRETED: bool = triton.knobs.runtime.interpret
-if INTERPRETED and sys.version_info < (3, 11):
-    # Triton's first launch imports it, with static_print replaced by print, whose signature Python 3.10 does not know.
-    import triton.experimental.gluon
+if INTERPRETED:
+    interpreter.mend()
 MOST_PROGRAMS = 2**31 - 1, 65535, 65535  # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"
 # The interpreter puts its own functions into triton.language while a kernel runs: one kernel at a time.
 _INTERPRETER = threading.RLock()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +70,8 @@ def _train(options: Options, output: Path, resume: bool) -> int:
             return STOPPED
         if processes.is_first:
             draw_curves(output / CURVES, rows, f"{options.net} on {options.data}")
+            if diverged := [row["epoch"] for row in rows if not math.isfinite(row["train_loss"])]:
+                print(f"diverged: from epoch {diverged[0]} on the loss is no number", file=sys.stderr)
             print(f"test accuracy {rows[-1]['test_accuracy']:.2f} %; {output / CURVES}", file=sys.stderr)
     return 0
 

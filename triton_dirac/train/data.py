@@ -129,7 +129,7 @@ def moved(images: Tensor, generator: torch.Generator) -> Tensor:
 # --- digits, and the others by name ---------------------------------------------------------------------------
 
 
-def digits(root: Path | None = None) -> Data:
+def digits() -> Data:
     """scikit-learn's 1,797 handwritten digits of 8 x 8, which come with it: every fifth is for testing.
 
     Source: E. Alpaydin and C. Kaynak, UCI Optical Recognition of Handwritten Digits; the test set of theirs.
@@ -153,13 +153,15 @@ def open_data(name: str, root: Path | None = None, workers: int = 0) -> Data:
     """The data set "digits", "cifar10", "cifar100" or "imagenet", from ``root``; ``workers``: that decode images.
 
     Raises:
-        ValueError: the name is another, or root is missing where it is needed.
+        ValueError: the name is another, or root is missing where it is needed, or given where nothing is read.
         FileNotFoundError: what is expected in root is not there; the message says what.
     """
     from triton_dirac.train.cifar import cifar
     from triton_dirac.train.folders import imagenet
 
     if name == "digits":
+        if root is not None:
+            raise ValueError(f"root must be none for digits, which scikit-learn brings, got {str(root)!r}")
         return digits()
     if name not in ("cifar10", "cifar100", "imagenet"):
         raise ValueError(f"data must be one of digits, cifar10, cifar100, imagenet, got {name!r}")
