@@ -44,6 +44,8 @@ def as_index(value: Any) -> int | None:
         return value  # type: ignore[return-value]
     if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
         return None
+    if getattr(getattr(value, "dtype", None), "kind", None) == "b":  # an index for numpy before 2.3
+        return None
     try:
         return operator.index(value)
     except TypeError:

@@ -13,7 +13,7 @@ import sys
 import time
 import weakref
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import torch
@@ -97,7 +97,7 @@ def outcomes():
     outcome = ahead.compile_ahead(plans, H100, timeout=10, progress=lambda done, total: steps.append((done, total)))
     ahead.cores = lambda: 0  # and no process would be made
     again = ahead.compile_ahead({name: plans[name] for name in ("good", "odd")}, H100, timeout=11)
-    return {**outcome._asdict(), "progress": steps, "again": again.compiled}
+    return {**asdict(outcome), "progress": steps, "again": again.compiled}
 
 
 def launchers():
@@ -114,7 +114,7 @@ def unstartable():
     """No process can be made."""
     python, sys.executable = sys.executable, "/no/such/python"
     try:
-        return ahead.compile_ahead({"good": lambda: planned(block=2048)}, H100)._asdict()
+        return asdict(ahead.compile_ahead({"good": lambda: planned(block=2048)}, H100))
     finally:
         sys.executable = python
 
