@@ -294,7 +294,7 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
     launched = []
     kernel = {(1,): lambda **arguments: launched.append(sorted(arguments))}
     launch.Launch(kernel, (1,), {"size": 3, "x": OnSecond()}, {"BLOCK": 4}).run()
-    assert (entered, launched) == ([1], [["BLOCK", "size", "x"]])
+    assert (entered, launched) == ([1], [["BLOCK", "enable_fp_fusion", "size", "x"]])
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     launch.Launch(kernel, (1,), {"size": 3, "x": OnSecond()}).run()
     assert len(entered) == 1

@@ -56,6 +56,11 @@ class Launch:
                 accepted = " x ".join(map(str, MOST_PROGRAMS))
                 raise ValueError(f"too large for one launch: a grid of {self.grid}; at most {accepted} is accepted")
 
+    @property
+    def compiler_options(self) -> dict[str, int]:
+        """``options``, and what Triton 3.9 warns of where it is left to its default: whether x * y + z is one FMA."""
+        return {"enable_fp_fusion": triton.knobs.language.default_fp_fusion, **self.options}
+
     def run(self) -> Any:
         """Launch by Triton's JIT on the tensors' device; nothing is launched for an empty grid or meta tensors.
 
@@ -64,7 +69,7 @@ class Launch:
         device = next(value.device for value in self.args.values() if isinstance(value, Tensor))
         if 0 in self.grid or device.type == "meta":
             return None
-        launch = partial(self.kernel[self.grid], **self.args, **self.constexprs, **self.options)
+        launch = partial(self.kernel[self.grid], **self.args, **self.constexprs, **self.compiler_options)
         if INTERPRETED:
             with _INTERPRETER:
                 return _with_room(launch)

@@ -73,7 +73,7 @@ def specialise(launch: Launch, target: Target) -> Specialised:
     backend = make_backend(gpu)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     debug = kernel.debug or triton.knobs.runtime.debug
-    keywords = {**launch.args, **launch.constexprs, **launch.options, "debug": debug}
+    keywords = {**launch.args, **launch.constexprs, **launch.compiler_options, "debug": debug}
     bound, specialisation, options = bind(**keywords)
     parsed, signature, constants, attributes = kernel._pack_args(backend, keywords, bound, specialisation, options)
     return Specialised(ASTSource(kernel, signature, constants, attributes), gpu, parsed.__dict__)
