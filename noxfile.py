@@ -7,13 +7,14 @@ environment that has torch already, exactly as it is, name its interpreter: ``LA
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
 import sys
 import tempfile
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nox
@@ -74,9 +75,23 @@ def made_lab(session: nox.Session) -> str:
     return python
 
 
+def writes_latest(run: Callable[[nox.Session], None]) -> Callable[[nox.Session], None]:
+    """A session that writes into reports/latest/, which ``bench`` moves away: one at a time."""
+
+    @functools.wraps(run)
+    def alone(session: nox.Session) -> None:
+        with alone_in(LATEST.parent, session, f"it writes into {LATEST}"):
+            run(session)
+
+    return alone
+
+
 @contextlib.contextmanager
 def alone_in(folder: Path, session: nox.Session, why: str) -> Iterator[None]:
-    """Inside, no other nox is inside with the same folder; the one that comes second waits and says so."""
+    """Inside, no other nox is inside with the same folder; the one that comes second waits and says so.
+
+    ``triton_dirac.runtime.files.locked`` for an interpreter that need not have torch.
+    """
     if fcntl is None:
         yield
         return
@@ -135,6 +150,7 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+@writes_latest
 def bench(session: nox.Session) -> None:
     """Suites, compiled-kernel table and report, into reports/latest/; then, beside the last published run of a like
     machine, what changed. Arguments go to the suites' pytest.
@@ -142,12 +158,6 @@ def bench(session: nox.Session) -> None:
     What was there moves to reports/previous/: a step that is killed leaves nothing, and nothing old may stand in.
     """
     python = lab(session)
-    with alone_in(LATEST.parent, session, f"it writes into {LATEST}"):
-        measure_and_report(session, python)
-
-
-def measure_and_report(session: nox.Session, python: str) -> None:
-    """What ``bench`` does, where nobody else does it."""
     if LATEST.exists() and any(LATEST.iterdir()):
         shutil.rmtree(PREVIOUS, ignore_errors=True)
         LATEST.rename(PREVIOUS)
@@ -187,6 +197,7 @@ def result_files(directory: Path) -> list[Path]:
 
 
 @nox.session
+@writes_latest
 def gpu(session: nox.Session) -> None:
     """The most of a few minutes on a GPU: nox -s gpu [-- --budget 9 --out DIR]; -- --rehearse on a machine without."""
     out = () if "--out" in session.posargs else ("--out", str(LATEST / "gpu"))
@@ -194,6 +205,7 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session
+@writes_latest
 def alike(session: nox.Session) -> None:
     """What comparisons are worth here: nox -s alike [-- --processes 15 --plant auto --out DIR].
 
@@ -226,6 +238,7 @@ def alike(session: nox.Session) -> None:
 
 
 @nox.session
+@writes_latest
 def report(session: nox.Session) -> None:
     """Render a report again: nox -s report [-- RESULTS.json ... --output DIR]; reports/latest/ by default."""
     there = [str(file) for file in result_files(LATEST) if file.exists()]

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        _measure(tuple(options.pytest) or DEFAULT, options.processes, options.out, options.plant)
+        with files.locked(options.out, patience=0):
+            _measure(tuple(options.pytest) or DEFAULT, options.processes, options.out, options.plant)
         found = {name: results(options.out / f"{name}.journal.jsonl", options.processes) for name in RUNS}
         found["planted"] = planted(found["b"], options.plant, 1 + options.percent / 100)
         for name, document in found.items():

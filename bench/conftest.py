@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -112,6 +113,18 @@ def _require_writable(option: str, path: Path | None) -> None:
         raise pytest.UsageError(f"{option} {path}: {problem}") from None
 
 
+def _write_alone(config: pytest.Config) -> None:
+    """From now on no other run writes this one's files: it would move its journal aside and replace its results."""
+    lab, held = lab_of(config), contextlib.ExitStack()
+    config.add_cleanup(held.close)
+    for written in (lab.file, lab.journal):
+        if written:
+            try:
+                held.enter_context(files.alone(written.path))
+            except TimeoutError as error:
+                raise pytest.UsageError(f"{error}; wait for it, or name other files") from None
+
+
 def _journal(config: pytest.Config, results: Path | None) -> Journal | None:
     beside = results.with_suffix(".journal.jsonl") if results else None
     path, resume = config.getoption("journal") or beside, config.getoption("resume")
@@ -122,11 +135,9 @@ def _journal(config: pytest.Config, results: Path | None) -> Journal | None:
             raise pytest.UsageError("--resume needs --benchmark-json FILE or --journal FILE: what is to go on?")
         return None
     try:
-        journal = Journal(path, resume and not has_more)
-        journal.require_free()
+        return Journal(path, resume and not has_more)
     except JournalError as error:
-        raise pytest.UsageError(f"{'--resume' if resume else '--journal'}: {error}") from None
-    return journal
+        raise pytest.UsageError(f"--resume: {error}") from None
 
 
 @pytest.fixture(scope="session")
@@ -205,8 +216,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if lab.has_ended and lab.journal and lab.selection.processes > 1:  # it holds what they hold
         for journal in processes.journals(lab.journal.path, lab.selection.processes).values():
             journal.unlink(missing_ok=True)
-    if lab.journal:
-        lab.journal.close()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -215,6 +224,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     if not any(_measures(item) for item in session.items):
         raise pytest.UsageError("the options together select no measurement in the suites that are named")
+    if not session.config.option.collectonly:
+        _write_alone(session.config)
     _end_on_sigterm(session.config)
 
 

@@ -14,7 +14,6 @@ A process killed in mid-line leaves a line without an end: it is no line.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections import Counter
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.results import KINDS, Entries, dense
-from triton_dirac.runtime import files
 
 Key = tuple[str, ...]
 # A journal goes on where these parts of its environment are the same.
@@ -67,7 +65,6 @@ class Journal:
         self.warnings: list[str] = []
         self._resume = resume and path.exists()
         self._file: Any = None
-        self._alone = contextlib.ExitStack()  # the file is locked while this journal is
         if self._resume:
             self._read()
 
@@ -124,12 +121,6 @@ class Journal:
     def finish(self, key: Key, seconds: float, entries: Entries) -> None:
         self._append({"row": key, "seconds": round(seconds, 3), **entries})
 
-    def close(self) -> None:
-        """Nothing more is written: the file is another run's to go on with."""
-        if self._file is not None:
-            self._file.close()
-            self._alone.close()
-
     def _append(self, line: dict[str, Any]) -> None:
         if self._file is None:
             self._file = self._open()
@@ -137,26 +128,14 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def require_free(self) -> None:
-        """Raise JournalError where another run is writing this journal: it would go on in a file that moved aside."""
-        if self.path.is_file():
-            try:
-                with files.locked(self.path, patience=0):
-                    pass
-            except TimeoutError as error:
-                raise JournalError(f"{error}; wait for it, or name another file") from None
-
     def _open(self) -> Any:
-        self.require_free()
         if self._resume:
             whole = sum(len(line) + 1 for line in _whole_lines(self.path))
             os.truncate(self.path, whole)  # a line without an end would become a part of the next
-        elif self.path.exists():
+            return self.path.open("ab")
+        if self.path.exists():
             self.path.replace(self.path.with_name(self.path.name + ".old"))
-        file = self.path.open("ab")
-        if self.path.is_file():
-            self._alone.enter_context(files.locked(self.path))
-        return file
+        return self.path.open("wb")
 
 
 def _whole_lines(path: Path) -> list[bytes]:

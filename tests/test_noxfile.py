@@ -1,6 +1,5 @@
 """What the nox sessions do when a step fails, with a session that only notes its commands."""
 
-import contextlib
 import importlib.util
 import os
 import sys
@@ -112,17 +111,18 @@ def test_a_bench_waits_for_the_one_that_runs(lab):
     lab.LATEST.mkdir(parents=True)
     (lab.LATEST / "results.json").write_text("the other's")
     session = Session(**{"benchmark-only": writes("{}"), " --json": writes("{}"), "--bytes": writes("{}")})
-    other = contextlib.ExitStack()
-    other.enter_context(lab.alone_in(lab.LATEST.parent, Session(), "the other"))
-    waiting = threading.Thread(target=lab.bench, args=(session,))
-    waiting.start()
-    while not session.logged:
-        time.sleep(0.01)
-    assert session.logged == [f"waiting for another nox: it writes into {lab.LATEST}"]
-    assert (lab.LATEST / "results.json").read_text() == "the other's"
-    other.close()
-    waiting.join()
+    waiting = threading.Thread(target=lab.bench, args=(session,), daemon=True)
+    with lab.alone_in(lab.LATEST.parent, Session(), "the other"):
+        waiting.start()
+        deadline = time.monotonic() + 30
+        while not session.logged and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert session.logged == [f"waiting for another nox: it writes into {lab.LATEST}"]
+        assert (lab.LATEST / "results.json").read_text() == "the other's"
+    waiting.join(timeout=30)
+    assert not waiting.is_alive()
     assert (lab.PREVIOUS / "results.json").read_text() == "the other's"
+    assert rendered(session)
 
 
 def test_a_run_is_compared_with_itself_and_with_what_was_planted(lab):

@@ -162,7 +162,7 @@ def run(environment: Environment, pytest: Sequence[str]) -> Result:
 def _shown(command: list[str]) -> tuple[int, list[str]]:
     """Run the tests, showing what they print as they print it: (exit status, the lines)."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **out) as running:
         lines = []
         for line in running.stdout:

@@ -15,6 +15,7 @@ from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -303,8 +304,10 @@ def copy_of(model: nn.Module) -> nn.Module:
             memo.update((id(result), result.detach().clone()) for result in results)
     try:
         return copy.deepcopy(model, memo)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # whatever a model's own __deepcopy__, __reduce__ or __getstate__ raises
         raise RuntimeError(
-            f"fold folds a copy of the model, and this {type(model).__name__} cannot be copied ({error}). Of a model "
-            "that FSDP has sharded, load the full state dict into one that is not, and fold that"
+            f"fold folds a copy of the model, and this {type(model).__name__} cannot be copied ({error}). If it "
+            "is wrapped for training, as by FSDP, load the full state dict into the model alone, and fold that"
         ) from error

@@ -30,8 +30,8 @@ def identity_rows(per_filter: Tensor, filters: int, channels: int, groups: int) 
 def centred(matrix: Tensor, window: Sequence[int]) -> Tensor:
     """A filter bank (K, C, *window) that is ``matrix``, (K, C), under the window's centre tap and 0 elsewhere."""
     sides = [side for size in reversed(window) for side in (size // 2, size - 1 - size // 2)]
-    window_of_one = (..., *[None] * len(window))
-    return F.pad(matrix[window_of_one], sides)
+    in_a_window_of_one = (..., *[None] * len(window))
+    return F.pad(matrix[in_a_window_of_one], sides)
 
 
 def with_identity(filters: Tensor, alpha: Tensor, delta: Tensor) -> Tensor:

@@ -31,17 +31,16 @@ KEPT = ("index.html", "summary.md", "overview.svg")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     out: Path = options.out
-    alone = contextlib.ExitStack()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        alone.enter_context(files.locked(out, patience=0))
-        for name in (*KEPT, "results.json", "checks.jsonl", "visit.txt"):  # an earlier visit's
-            (out / name).unlink(missing_ok=True)
-        (out / "log.txt").write_bytes(b"")
-    except OSError as error:
-        print(f"--out must be a folder that can be written: {error}", file=sys.stderr)
-        return 2
-    with alone:
+    with contextlib.ExitStack() as held:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(files.locked(out, patience=0))
+            for name in (*KEPT, "results.json", "checks.jsonl", "visit.txt"):  # an earlier visit's
+                (out / name).unlink(missing_ok=True)
+            (out / "log.txt").write_bytes(b"")
+        except OSError as error:
+            print(f"--out must be a folder that can be written, by no other visit: {error}", file=sys.stderr)
+            return 2
         return _visit(options)
 
 

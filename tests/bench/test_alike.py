@@ -8,6 +8,7 @@ import pytest
 from bench import alike, processes
 from reports.__main__ import main as reports
 from tests.bench.test_processes import entries, journal, timed
+from triton_dirac.runtime import files
 
 LAYERS = 4
 
@@ -67,6 +68,13 @@ def test_a_contender_that_is_not_timed_is_refused_after_the_first_process(tmp_pa
     assert alike.main(["--out", str(tmp_path), "--plant", "cudnn"]) == 1
     assert "--plant cudnn: accepted is one of those that are timed: auto, torch" in capsys.readouterr().err
     assert len(commands) == 1
+
+
+def test_two_do_not_write_into_one_folder(tmp_path, commands, capsys):
+    with files.locked(tmp_path):
+        assert alike.main(["--out", str(tmp_path), "--plant", "auto"]) == 1
+    assert f"{tmp_path} is in use by another process" in capsys.readouterr().err
+    assert not commands
 
 
 def test_other_suites_can_be_named(tmp_path, commands):

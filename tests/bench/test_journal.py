@@ -14,6 +14,7 @@ from bench.journal import Journal, JournalError
 from bench.results import KINDS, ResultsFile
 from reports import journal as reading
 from tests.bench.test_collection import config_with
+from triton_dirac.runtime import files
 
 ROOT = Path(__file__).parents[2]
 KEY = ("conv", "fprop", "DiracNet-18", "64x56x56-64 3x3", "bfloat16")
@@ -141,6 +142,28 @@ def suites(*more, start=subprocess.run, **options):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "written, options",
+    [
+        ("results.json", ["--journal=other.jsonl"]),
+        ("results.journal.jsonl", ["--resume"]),
+        ("results.journal.jsonl", ["--processes=5"]),
+    ],
+)
+def test_a_run_beside_another_of_the_same_files_is_refused(tmp_path, written, options):
+    """It would move the other's journal aside, both would write into it, or the results would be the last one's."""
+    journal = tmp_path / "results.journal.jsonl"
+    journal.write_text(json.dumps({"environment": {}}) + "\n")
+    found = {file: file.read_text() for file in tmp_path.iterdir()}
+    with files.alone(tmp_path / written):
+        options = [option.replace("other", str(tmp_path / "other")) for option in options]
+        ended = suites(f"--benchmark-json={tmp_path / 'results.json'}", *options, capture_output=True)
+    assert ended.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"{tmp_path / written} is being written by another process; wait for it, or name other files" in ended.stderr
+    assert {file: file.read_text() for file in tmp_path.iterdir()} == found
+
+
+@pytest.mark.slow
 def test_killed_again_and_again_a_run_comes_to_its_end_and_measures_no_row_twice(tmp_path):
     """SIGKILL, then SIGTERM, after every few results, then --resume: all rows are there, each once."""
     results = tmp_path / "results.json"
@@ -180,30 +203,11 @@ def test_killed_again_and_again_a_run_comes_to_its_end_and_measures_no_row_twice
         assert entry["stats"]["data"] == data[key]
 
 
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_run_beside_another_of_the_same_file(tmp_path, resume):
-    """It would move the other's journal aside, or both would write into it."""
-    path = tmp_path / "results.json"
-    running = lab_of(config_with(path))
-    running.journal.begin(running.environment())
-    before = running.journal.path.read_bytes()
-    with pytest.raises(
-        pytest.UsageError, match=r"results.journal.jsonl is in use by another process; wait for it, or "
-    ):
-        lab_of(config_with(path, resume=resume))
-    late = Journal(running.journal.path, resume)
-    with pytest.raises(JournalError, match="is in use by another process"):
-        late.begin({})
-    assert running.journal.path.read_bytes() == before
-    assert not list(tmp_path.glob("*.old"))
-
-
 def test_a_run_with_other_options_does_not_go_on(tmp_path):
     path = tmp_path / "results.json"
     lab = lab_of(config_with(path, resume=True))
     lab.journal.begin(lab.environment())
     before = lab.journal.path.read_bytes()
-    lab.journal.close()
     with pytest.raises(pytest.UsageError, match=r"cannot be gone on with: batch was None, is 3\. Without --resume it "):
         lab_of(config_with(path, resume=True, batch=3))
     assert lab.journal.path.read_bytes() == before

@@ -285,7 +285,6 @@ def test_who_lost_the_gpu_in_this_row_is_not_run_again(lab, sampled, tmp_path):
     journal = Journal(tmp_path / "j.jsonl")
     journal.start(Row(SUITE, LAYER, "float32", "forward").key)
     journal.fault(Row(SUITE, LAYER, "float32", "forward").key, "broken", "illegal address")
-    journal.close()
     lab.journal = Journal(tmp_path / "j.jsonl", resume=True)
     with pytest.raises(pytest.fail.Exception, match="lost the GPU: illegal address"):
         run(lab, "broken")

@@ -217,6 +217,23 @@ def test_a_writer_that_was_stopped_holds_nobody_up(tmp_path, monkeypatch):
     assert own.read("entry") == {"a": 1.0}
 
 
+def test_a_file_is_written_alone_though_it_moves_aside(tmp_path):
+    file = tmp_path / "results.json"
+    with files.alone(file):
+        file.write_text("")
+        file.rename(tmp_path / "results.json.old")
+        with pytest.raises(TimeoutError, match=r"results.json is being written by another process"), files.alone(file):
+            pass
+    with files.alone(file):
+        pass
+    assert [left.name for left in tmp_path.iterdir()] == ["results.json.old"]
+
+
+def test_a_stream_is_anybodys():
+    with files.alone(Path("/dev/null")), files.alone(Path("/dev/null")):
+        pass
+
+
 def test_a_machine_without_locks(tmp_path, monkeypatch):
     """No fcntl (Windows), or a file system that refuses."""
     monkeypatch.setattr(files, "fcntl", None)

@@ -209,7 +209,7 @@ def test_a_training_that_diverged_is_json(tmp_path):
 
 def test_a_training_that_diverged_says_so_at_its_end(tmp_path, capsys):
     assert command.main([*FIRST, "--lr", "1e30", "--output", str(tmp_path)]) == 0
-    assert "diverged: from epoch 1 on the loss is no number" in capsys.readouterr().err
+    assert "diverged: the last epoch's loss is nan" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

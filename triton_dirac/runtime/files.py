@@ -117,12 +117,12 @@ def _named(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, patience: float = PATIENCE) -> Iterator[bool]:
-    """Inside, no other process or thread is inside with the same path, a folder or a file, which is made; yields
-    whether that is so.
+def locked(path: Path, patience: float | None = None) -> Iterator[bool]:
+    """Inside, no other process or thread is inside with the same path; yields whether that is so.
 
-    It is not where files have no locks: on Windows and some network file systems. Raises OSError where the path cannot
-    be opened, and TimeoutError where it is held for longer than ``patience`` seconds.
+    It is not where files have no locks: on Windows and some network file systems. The path is that of a folder that is
+    there, or of a file; a file that is not there is made, and is empty. Raises OSError where it cannot be opened, and
+    TimeoutError where it is held for longer than ``patience`` seconds, by default PATIENCE.
     """
     if fcntl is None:
         yield False
@@ -130,9 +130,33 @@ def locked(path: Path, patience: float = PATIENCE) -> Iterator[bool]:
     # Only for reading: another user's lock file, in a directory that several share, serves as well.
     descriptor = os.open(path, os.O_RDONLY | (0 if path.is_dir() else os.O_CREAT), 0o666)
     try:
-        yield _lock(descriptor, path, patience)
+        yield _lock(descriptor, path, PATIENCE if patience is None else patience)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Inside, nobody else is inside with the same file, there or not yet; TimeoutError at once where somebody is.
+
+    A lock beside the file and not of its own, since a file that is replaced or moved aside takes its lock with it.
+    """
+    if _is_stream(path):
+        yield
+        return
+    beside = path.with_name(f".{path.name}.lock")
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(locked(beside, patience=0))
+        except TimeoutError:
+            raise TimeoutError(f"{path} is being written by another process") from None
+        lock.callback(_remove, beside)
+        yield
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _lock(descriptor: int, path: Path, patience: float) -> bool:

@@ -27,7 +27,9 @@ from triton_dirac.train.recipe import RECIPES
 
 CURVES = "curves.svg"
 STOPPED = 143  # the exit status of a process that SIGTERM ended
-PATIENCE = 10.0  # seconds for the output folder: those that decode images see within 5 that their training was killed
+# Seconds that the output folder is waited for: processes that decode images have its lock as well, being forked, and
+# end within 5 of a training that is killed.
+PATIENCE = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,8 +72,8 @@ def _train(options: Options, output: Path, resume: bool) -> int:
             return STOPPED
         if processes.is_first:
             draw_curves(output / CURVES, rows, f"{options.net} on {options.data}")
-            if diverged := [row["epoch"] for row in rows if not math.isfinite(row["train_loss"])]:
-                print(f"diverged: from epoch {diverged[0]} on the loss is no number", file=sys.stderr)
+            if not math.isfinite(rows[-1]["train_loss"]):
+                print(f"diverged: the last epoch's loss is {rows[-1]['train_loss']}", file=sys.stderr)
             print(f"test accuracy {rows[-1]['test_accuracy']:.2f} %; {output / CURVES}", file=sys.stderr)
     return 0
 
