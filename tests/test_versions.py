@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+pytest.importorskip("nox")
 from tests import versions
 
 pytestmark = pytest.mark.cpu
