@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         with files.locked(options.out, patience=0):
             _measure(tuple(options.pytest) or DEFAULT, options.processes, options.out, options.plant)
-        found = {name: results(options.out / f"{name}.journal.jsonl", options.processes) for name in RUNS}
-        found["planted"] = planted(found["b"], options.plant, 1 + options.percent / 100)
-        for name, document in found.items():
-            files.replace(options.out / name / "results.json", one_entry_a_line(document))
+            found = {name: results(options.out / f"{name}.journal.jsonl", options.processes) for name in RUNS}
+            found["planted"] = planted(found["b"], options.plant, 1 + options.percent / 100)
+            for name, document in found.items():
+                files.replace(options.out / name / "results.json", one_entry_a_line(document))
     except (AlikeError, JournalError, OSError) as error:
         print(f"bench.alike: {error}", file=sys.stderr)
         return 1

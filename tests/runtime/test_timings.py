@@ -221,6 +221,10 @@ def test_a_file_is_written_alone_though_it_moves_aside(tmp_path):
     file = tmp_path / "results.json"
     with files.alone(file):
         file.write_text("")
+        (tmp_path / "link.json").symlink_to(file)
+        with pytest.raises(TimeoutError, match=r"link\.json is being written"), files.alone(tmp_path / "link.json"):
+            pass
+        (tmp_path / "link.json").unlink()
         file.rename(tmp_path / "results.json.old")
         with pytest.raises(TimeoutError, match=r"results.json is being written by another process"), files.alone(file):
             pass

@@ -139,12 +139,13 @@ def locked(path: Path, patience: float | None = None) -> Iterator[bool]:
 def alone(path: Path) -> Iterator[None]:
     """Inside, nobody else is inside with the same file, there or not yet; TimeoutError at once where somebody is.
 
-    A lock beside the file and not of its own, since a file that is replaced or moved aside takes its lock with it.
+    A link is followed. The lock lies beside the file: one that is replaced or moved aside takes its own with it.
     """
     if _is_stream(path):
         yield
         return
-    beside = path.with_name(f".{path.name}.lock")
+    place = _place(path)
+    beside = place.with_name(f".{place.name}.lock")
     with contextlib.ExitStack() as lock:
         try:
             lock.enter_context(locked(beside, patience=0))
